@@ -1,7 +1,7 @@
 //! The client of one account: requests, their errors, and what is learned from the headers.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -60,6 +60,8 @@ struct Inner {
     token_lost: AtomicBool,
     in_flight: tokio::sync::Semaphore,
     requests_per_minute: Option<u32>,
+    /// The URL as [`server`] writes it.
+    server: Arc<str>,
     tenants: Mutex<HashMap<Arc<str>, Arc<TenantAllowances>>>,
 }
 
@@ -90,7 +92,7 @@ pub struct SearchRequest {
 #[derive(Clone, Debug)]
 pub struct AccountAllowances {
     account: Arc<str>,
-    url: String,
+    server: Arc<str>,
     tenants: HashMap<Arc<str>, Arc<TenantAllowances>>,
 }
 
@@ -163,9 +165,8 @@ impl AccountAllowances {
     }
 
     /// Returns the ids of all tenants and partners that have allowances.
-    #[must_use]
-    pub fn tenants(&self) -> HashSet<Arc<str>> {
-        self.tenants.keys().cloned().collect()
+    pub fn tenants(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tenants.keys()
     }
 }
 
@@ -178,6 +179,7 @@ impl Client {
     /// If a certificate, a key or the proxy is not usable, or a file does not answer.
     pub async fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
         let requests_per_minute = options.requests_per_minute;
+        let server = server(&options.url);
         let http = Http::new(options).await?;
         let issuer = TokenEndpoint::new(http.clone(), observer.clone());
         let tokens = Tokens::new(Arc::clone(&http.options.name), issuer);
@@ -188,6 +190,7 @@ impl Client {
             token_lost: AtomicBool::new(false),
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
             requests_per_minute,
+            server,
             tenants: Mutex::default(),
         })))
     }
@@ -331,29 +334,32 @@ impl Client {
     pub fn allowances(&self) -> AccountAllowances {
         AccountAllowances {
             account: Arc::clone(self.account()),
-            url: self.0.http.options.url.clone(),
+            server: Arc::clone(&self.0.server),
             tenants: self.0.tenants.lock().clone(),
         }
     }
 
-    /// Takes over the allowances of another client for the wanted tenants if both clients ask the
-    /// same server, because the server's count goes on when a client is replaced. The ceiling
-    /// becomes this client's. If this client already has an allowance for a tenant, it keeps that
-    /// one.
-    pub fn take_over_allowances(&self, old: &AccountAllowances, is_wanted: impl Fn(&str) -> bool) {
-        if !self.uses_same_server_as(old) {
-            return;
+    /// Takes over all allowances of another client, as [`Client::take_over_allowance`] does.
+    pub fn take_over_allowances(&self, old: &AccountAllowances) {
+        for tenant in old.tenants.keys() {
+            self.take_over_allowance(old, tenant);
         }
-        let known = old.tenants.iter().filter(|(tenant, _)| is_wanted(tenant));
+    }
+
+    /// Takes over another client's allowance of a tenant if both clients ask the same server,
+    /// because the server's count goes on when a client is replaced. The ceiling becomes this
+    /// client's. If this client already has an allowance for the tenant, it keeps that one.
+    pub fn take_over_allowance(&self, old: &AccountAllowances, tenant: &Arc<str>) {
+        let theirs = old.tenants.get(tenant);
+        let Some(theirs) = theirs.filter(|_| self.uses_same_server_as(old)) else {
+            return;
+        };
         let mut tenants = self.0.tenants.lock();
-        for (tenant, theirs) in known {
-            let ceiling = paginated_ceiling(self.0.requests_per_minute, tenant);
-            let own = tenants.entry(Arc::clone(tenant));
-            let own = own.or_insert_with(|| Arc::clone(theirs));
-            // The allowance is also shared if it was taken over before and the tenant comes back.
-            if Arc::ptr_eq(own, theirs) {
-                own.set_ceiling(ceiling);
-            }
+        let own = tenants.entry(Arc::clone(tenant));
+        let own = own.or_insert_with(|| Arc::clone(theirs));
+        // The allowance is also shared if it was taken over before and the tenant comes back.
+        if Arc::ptr_eq(own, theirs) {
+            own.set_ceiling(paginated_ceiling(self.0.requests_per_minute, tenant));
         }
     }
 
@@ -368,7 +374,7 @@ impl Client {
     /// Whether this client and the other one ask the same server.
     #[must_use]
     pub fn uses_same_server_as(&self, other: &AccountAllowances) -> bool {
-        is_same_url(&other.url, &self.0.http.options.url)
+        other.server == self.0.server
     }
 
     async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
@@ -572,10 +578,9 @@ fn ceiling((client, partner): (u32, u32), tenant: &str) -> u32 {
     }
 }
 
-/// Whether two URLs are the same, even if they are spelt differently.
-fn is_same_url(one: &str, other: &str) -> bool {
-    let parsed = |url| reqwest::Url::parse(url).ok();
-    one == other || parsed(one).is_some_and(|url| parsed(other) == Some(url))
+/// Returns a server's URL as all spellings of it are written.
+fn server(url: &str) -> Arc<str> {
+    reqwest::Url::parse(url).map_or_else(|_| url.into(), |url| url.as_str().into())
 }
 
 /// Whether a URL can have an id in its path. However the other ids are encoded, the URL would lead
@@ -974,7 +979,7 @@ mod tests {
             ("https://b.example", Some(20), 20),
         ] {
             let new = client(url, ceiling).await.unwrap();
-            new.take_over_allowances(&old.allowances(), |_| true);
+            new.take_over_allowances(&old.allowances());
             assert_eq!(free(&new), left, "{url} {ceiling:?}");
             // After a minute the requests of `free` are forgotten, but not those under way.
             tokio::time::advance(Duration::from_secs(60)).await;

@@ -258,19 +258,22 @@ impl Pollers {
         plan: &Plan,
         before: &[AccountAllowances],
     ) {
+        let options = plan.accounts.iter().map(|account| &account.options);
+        let options: HashMap<_, _> = options.map(|it| (&it.name, it)).collect();
+        let mut of_names: HashMap<_, Vec<_>> = HashMap::new();
+        for allowances in before {
+            of_names
+                .entry(allowances.account())
+                .or_default()
+                .push(allowances);
+        }
         for (client, metrics) in clients {
-            let options = plan
-                .accounts
-                .iter()
-                .map(|account| &account.options)
-                .find(|options| options.name == *client.account());
-            let Some(options) = options.cloned() else {
+            let Some(&options) = options.get(client.account()) else {
                 continue;
             };
             let old = self.clients.remove(client.account());
-            let of_this_name = |old: &&AccountAllowances| old.account() == client.account();
-            for allowances in before.iter().filter(of_this_name) {
-                client.take_over_allowances(allowances, |_| true);
+            for allowances in of_names.remove(client.account()).unwrap_or_default() {
+                client.take_over_allowances(allowances);
             }
             if let Some(old) = &old {
                 client.remember_secrets_of(&old.client);
@@ -279,7 +282,7 @@ impl Pollers {
                 old.metrics.mark_replaced();
             }
             let name = Arc::clone(client.account());
-            let client = AccountClient::new(options, client, metrics, old);
+            let client = AccountClient::new(options.clone(), client, metrics, old);
             self.clients.insert(name, client);
         }
     }
@@ -303,18 +306,14 @@ impl Pollers {
     /// the server's count does not begin anew because an account has another name. `before`: the
     /// allowances of the earlier clients.
     fn hand_on_allowances(&self, plan: &Plan, before: &[AccountAllowances]) {
-        let of_account = |account: &Account| -> HashSet<Arc<str>> {
-            account
-                .tenants
-                .iter()
-                .map(|it| Arc::clone(&it.id))
-                .collect()
-        };
-        let listed: BTreeMap<_, _> = plan
-            .accounts
-            .iter()
-            .map(|account| (&account.options.name, of_account(account)))
-            .collect();
+        let mut listing: HashMap<&Arc<str>, Vec<&Account>> = HashMap::new();
+        for account in &plan.accounts {
+            for tenant in &account.tenants {
+                listing.entry(&tenant.id).or_default().push(account);
+            }
+        }
+        let accounts = plan.accounts.iter();
+        let discovering: Vec<_> = accounts.filter(|it| it.discovery.is_some()).collect();
         for old in before {
             // The account of the same name, if it still asks the same server.
             let heir = self.clients.get(old.account());
@@ -323,29 +322,20 @@ impl Pollers {
                 .iter()
                 .flat_map(|heir| heir.discovered.keys().map(|tenant| &tenant.id))
                 .collect();
-            let stays = |tenant: &Arc<str>| {
-                let of_heir = listed.get(old.account()).filter(|_| heir.is_some());
-                of_heir.is_some_and(|of_heir| of_heir.contains(tenant)) || found.contains(tenant)
-            };
-            let mut left = old.tenants();
-            left.retain(|tenant| !stays(tenant));
-            if left.is_empty() {
-                continue;
-            }
-            for account in &plan.accounts {
-                let name = &account.options.name;
-                let Some(known) = self.clients.get(name).filter(|_| name != old.account()) else {
+            let is_of_heir = |account: &&Account| account.options.name == *old.account();
+            for tenant in old.tenants() {
+                let by_name = listing.get(tenant);
+                let stays = heir.is_some() && by_name.is_some_and(|it| it.iter().any(is_of_heir));
+                if stays || found.contains(tenant) {
                     continue;
-                };
+                }
                 // A tenant that no account names may be among those that a look-up finds.
-                let may_find = |tenant: &str| {
-                    account.discovery.is_some() && !listed.values().any(|it| it.contains(tenant))
-                };
-                let is_wanted = |tenant: &str| {
-                    let own = listed.get(name).is_some_and(|own| own.contains(tenant));
-                    left.contains(tenant) && (own || may_find(tenant))
-                };
-                known.client.take_over_allowances(old, is_wanted);
+                for account in by_name.unwrap_or(&discovering) {
+                    let known = self.clients.get(&account.options.name);
+                    if let Some(known) = known.filter(|_| !is_of_heir(account)) {
+                        known.client.take_over_allowance(old, tenant);
+                    }
+                }
             }
         }
     }
@@ -774,6 +764,39 @@ mod tests {
             let names: BTreeSet<_> = names.collect();
             assert!(names.iter().eq(running), "{names:?}");
             ended.send(Left::default()).unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reload_that_renames_many_accounts_or_moves_them_takes_no_time_for_each_pair() {
+        let accounts = |prefix: &str, url: &str| {
+            let account = |number| Account {
+                options: opsramp::Options {
+                    name: format!("{prefix}{number}").into(),
+                    ..account_options(url, "any", "any")
+                },
+                tenants: vec![Tenant {
+                    id: format!("client_{number}").into(),
+                    name: "x".into(),
+                }],
+                discovery: None,
+            };
+            let mut plan = plan(account(0), Vec::new());
+            plan.accounts = (0..2000).map(account).collect();
+            plan
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let mut pollers = pollers(folder.path()).await;
+        for (prefix, url) in [("a", NOBODY), ("b", NOBODY), ("b", "http://127.0.0.1:2")] {
+            let prepared = pollers.prepare(accounts(prefix, url)).await.unwrap();
+            let began = Instant::now();
+            pollers.follow(prepared).await;
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(1), "{prefix} {url}: {took:?}");
+            for (name, known) in &pollers.clients {
+                let tenant = name.replacen(prefix, "client_", 1);
+                drop(known.client.reserve(&tenant, HEARTBEAT));
+            }
         }
     }
 
