@@ -37,7 +37,7 @@ struct World {
     saved: Place,
     /// The journal ends behind so many events.
     journalled: watch::Sender<i64>,
-    /// A sink of another name may have written events before this one.
+    /// Up to here, a sink of another name may have written events.
     lent: usize,
     rotations: usize,
 }
@@ -62,6 +62,7 @@ pub fn torn_file(data: &[u8]) {
             break;
         }
         match choices.below(256) {
+            // These steps came later: what the corpus holds of lower bytes has kept its meaning.
             step @ 200.. => match step % 5 {
                 0 => world.change_format(),
                 1 => world.change_name(choices.below(NAMES.len())),
@@ -219,7 +220,7 @@ impl World {
         self.journal(count);
         let end = *self.journalled.borrow() as usize;
         let before = self.size();
-        // The lock is let go.
+        // The lock must be free.
         self.crash();
         let mut other = self.start(None);
         let mut cursor = begin;
@@ -265,8 +266,7 @@ impl World {
     }
 
     /// Whether the store knows the file as it was before `copytruncate`. Until it has heard of the
-    /// file as it is now, the copy is recognised by its name alone, and only if nothing else
-    /// changes.
+    /// file as it is now, the copy is found by its name, which must go with the file's.
     fn is_beside_a_copy(&self) -> bool {
         self.saved_mark().is_some_and(|(mark, file)| {
             let metadata = file.metadata().expect("the file is there");
@@ -304,15 +304,9 @@ impl World {
             lines.extend(content.split(|byte| *byte == b'\n').map(<[u8]>::to_vec));
         }
         for Pending { event, .. } in &self.events {
-            let count = [Format::Json, Format::Logfmt]
-                .map(|format| line(format, &event.body))
-                .iter()
-                .flat_map(|expected| {
-                    lines
-                        .iter()
-                        .filter(move |line| expected.trim_ascii_end() == *line)
-                })
-                .count();
+            let forms = [Format::Json, Format::Logfmt].map(|format| line(format, &event.body));
+            let is_it = |line: &[u8]| forms.iter().any(|form| form.trim_ascii_end() == line);
+            let count = lines.iter().filter(|line| is_it(line)).count();
             assert_eq!(
                 count,
                 1,
