@@ -49,9 +49,7 @@ mod loading;
 
 /// Time limit, when the daemon stops, for polls to end and journalled events to be delivered.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Time limit for deliveries that are under way then.
-const LAST_DELIVERY: Duration = Duration::from_secs(5);
-/// Time limit for the store to close after that.
+/// Time limit for the store to close once deliveries have ended.
 const STORE_CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often the clients of a partner are looked up.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -379,10 +377,7 @@ impl Daemon {
         tokio::time::timeout_at(until, pollers.stop()).await.ok();
         drop(pollers);
         delivery
-            .drain(
-                until.saturating_duration_since(Instant::now()),
-                LAST_DELIVERY,
-            )
+            .drain(until.saturating_duration_since(Instant::now()))
             .await;
         if tokio::time::timeout(STORE_CLOSE_LIMIT, store.close())
             .await

@@ -46,6 +46,9 @@ mod sink;
 mod stdout;
 mod worker;
 
+/// Time limit, when delivery ends, for the deliveries that are under way then.
+pub const LAST_DELIVERY: Duration = Duration::from_secs(5);
+
 /// One sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkOptions {
@@ -125,6 +128,8 @@ pub struct Delivery {
     journal_end: i64,
     /// How long a worker waits for its predecessor before it reports the wait or acts on it.
     patience: Duration,
+    /// How long a delivery under way is waited for in the end.
+    last_delivery: Duration,
 }
 
 #[derive(Debug)]
@@ -226,6 +231,7 @@ impl Delivery {
             failures: mpsc::unbounded_channel(),
             journal_end,
             patience: worker::PATIENCE,
+            last_delivery: LAST_DELIVERY,
         };
         delivery.reload(sinks).await?;
         Ok(delivery)
@@ -300,9 +306,9 @@ impl Delivery {
     }
 
     /// Delivers all journalled events, then stops. After `within`, no further delivery begins, and
-    /// those under way, also of sinks that have left, have another `last` to end. Events that are
-    /// not delivered by then stay in the journal. Returns whether all were delivered.
-    pub async fn drain(self, within: Duration, last: Duration) -> bool {
+    /// those under way, also of sinks that have left, have [`LAST_DELIVERY`] to end. Events that
+    /// are not delivered by then stay in the journal. Returns whether all were delivered.
+    pub async fn drain(self, within: Duration) -> bool {
         for worker in self.workers.values() {
             worker.orders.send_replace(Order::Drain);
         }
@@ -326,7 +332,7 @@ impl Delivery {
             }
         }
         // What is delivered and not acknowledged would be delivered again.
-        let end = Instant::now() + last;
+        let end = Instant::now() + self.last_delivery;
         for mut worker in busy {
             if timeout_at(end, &mut worker.task).await.is_err() {
                 worker.task.abort();

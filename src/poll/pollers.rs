@@ -767,39 +767,6 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_reload_that_renames_many_accounts_or_moves_them_takes_no_time_for_each_pair() {
-        let accounts = |prefix: &str, url: &str| {
-            let account = |number| Account {
-                options: opsramp::Options {
-                    name: format!("{prefix}{number}").into(),
-                    ..account_options(url, "any", "any")
-                },
-                tenants: vec![Tenant {
-                    id: format!("client_{number}").into(),
-                    name: "x".into(),
-                }],
-                discovery: None,
-            };
-            let mut plan = plan(account(0), Vec::new());
-            plan.accounts = (0..2000).map(account).collect();
-            plan
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let mut pollers = pollers(folder.path()).await;
-        for (prefix, url) in [("a", NOBODY), ("b", NOBODY), ("b", "http://127.0.0.1:2")] {
-            let prepared = pollers.prepare(accounts(prefix, url)).await.unwrap();
-            let began = Instant::now();
-            pollers.follow(prepared).await;
-            let took = began.elapsed();
-            assert!(took < Duration::from_secs(1), "{prefix} {url}: {took:?}");
-            for (name, known) in &pollers.clients {
-                let tenant = name.replacen(prefix, "client_", 1);
-                drop(known.client.reserve(&tenant, HEARTBEAT));
-            }
-        }
-    }
-
     /// The account's old client may ask for a token until its searches have ended.
     #[tokio::test]
     async fn what_a_client_learns_after_it_was_replaced_is_not_shown() {
