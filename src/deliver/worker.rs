@@ -328,6 +328,9 @@ impl Worker {
                     continue;
                 }
             };
+            if self.is_leaving() {
+                return;
+            }
             if events.is_empty() {
                 self.recovered(&mut trouble, "nothing waits for delivery any more");
                 if order == Order::Drain {

@@ -82,6 +82,9 @@ const TAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// deliveries under way to end.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
+/// The pause before a replica that stops tries again to take leave.
+const LEAVE_PAUSE: Duration = Duration::from_millis(200);
+
 /// The warning that the server knows less of a search than it did before.
 const SET_BACK: &str = "the state database knows less of the search than before: it was restored from \
     a copy, or a failover has lost its last transactions; what is missing is logged again, with the \
@@ -894,8 +897,17 @@ impl Postgres {
         for it in &loops {
             it.abort();
         }
-        let left = timeout(self.shared.lease.min(PATIENCE), keeper::leave(&self.shared)).await;
-        if !matches!(left, Ok(Ok(()))) {
+        // The database may be away for a moment only, and what it does not hear of now is delivered
+        // again.
+        let leave = async {
+            while keeper::leave(&self.shared).await.is_err() {
+                tokio::time::sleep(LEAVE_PAUSE).await;
+            }
+        };
+        if timeout(self.shared.lease.min(PATIENCE), leave)
+            .await
+            .is_err()
+        {
             tracing::warn!(
                 "cannot take leave of the state database; others take the searches up \
                  when the leases have ended"

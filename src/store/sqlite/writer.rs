@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     Failed, Holds, alerts,
     journal::Journal,
-    open::{Files, StateFile},
+    open::{BUSY_TIMEOUT, Files, StateFile},
     page::Page,
 };
 use crate::{
@@ -510,11 +510,15 @@ impl Writer {
         if !self.keep_lock() {
             return Err(Error::Closed);
         }
+        // Where another program has locked the file, the acknowledgement has waited for it already.
+        // The sink tries again, and what others ask need not wait meanwhile.
+        self.file.connection().busy_timeout(Duration::ZERO).ok();
         let (reply, mut stored) = oneshot::channel();
         self.write(Group {
             acknowledged: vec![reply],
             ..Group::default()
         });
+        self.file.connection().busy_timeout(BUSY_TIMEOUT).ok();
         stored.try_recv().unwrap_or(Err(Error::Closed))
     }
 

@@ -642,6 +642,27 @@ async fn no_more_than_one_batch_is_given_while_its_acknowledgement_cannot_be_sto
 }
 
 #[tokio::test]
+async fn a_stop_tells_what_was_delivered_once_the_database_is_well_again() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events.last().unwrap().position;
+    get_in_the_way(&url, "progress", u32::MAX);
+    store.acknowledge("s", last, None).await.unwrap_err();
+    drop(batch);
+    let well_again = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        get_in_the_way(&url, "progress", 0);
+    };
+    tokio::join!(store.close(), well_again);
+    let stored = "SELECT position, owner IS NULL FROM progress JOIN search ON id = search_id";
+    assert_eq!(sql(&url, stored), "2|t");
+}
+
+#[tokio::test]
 async fn a_sink_that_has_left_makes_no_room_as_long_as_another_replica_runs() {
     let url = server::shared().fresh();
     let (store, _other) = two_replicas(&url).await;
