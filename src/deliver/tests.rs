@@ -287,9 +287,7 @@ async fn the_pauses_between_tries_that_fail_grow() {
 
 #[tokio::test]
 async fn a_receiver_is_not_asked_again_before_the_time_it_asked_for() {
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sink = otlp_sink("remote", &listener, Duration::from_secs(5));
+    let (listener, sink) = receiver("remote", Duration::from_secs(5)).await;
     let mut journal = Journal::new().await;
     let _delivery = journal.start(vec![sink]).await;
     journal.journal(1).await;
@@ -381,8 +379,12 @@ async fn a_pipe_that_nobody_reads_delays_nobody_not_even_the_end() {
     drop(reader);
 }
 
-fn otlp_sink(name: &str, listener: &TcpListener, timeout: Duration) -> SinkOptions {
-    SinkOptions {
+/// A receiver that answers nothing by itself, and a sink that sends to it.
+async fn receiver(name: &str, timeout: Duration) -> (TcpListener, SinkOptions) {
+    // Another test may have installed the provider already.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let options = SinkOptions {
         name: name.into(),
         target: Target::Otlp(OtlpOptions {
             endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
@@ -390,16 +392,15 @@ fn otlp_sink(name: &str, listener: &TcpListener, timeout: Duration) -> SinkOptio
             gzip: true,
             timeout,
         }),
-    }
+    };
+    (listener, options)
 }
 
 /// The first request comes as the daemon stops, and the receiver asks for a long wait. It takes
 /// the second request.
 #[tokio::test]
 async fn what_fails_as_the_end_begins_is_tried_again_before_it() {
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sink = otlp_sink("remote", &listener, Duration::from_secs(5));
+    let (listener, sink) = receiver("remote", Duration::from_secs(5)).await;
     let mut journal = Journal::new().await;
     let delivery = journal.start(vec![sink]).await;
     journal.journal(3).await;
@@ -426,10 +427,8 @@ async fn what_fails_as_the_end_begins_is_tried_again_before_it() {
 /// Otherwise the next start, or another replica, would deliver it again.
 #[tokio::test]
 async fn the_end_waits_for_the_outcome_of_deliveries_under_way() {
-    drop(rustls::crypto::ring::default_provider().install_default());
     for is_removed in [false, true] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let sink = otlp_sink("remote", &listener, TIME);
+        let (listener, sink) = receiver("remote", TIME).await;
         let mut journal = Journal::new().await;
         let mut delivery = journal.start(vec![sink]).await;
         journal.journal(3).await;
@@ -454,10 +453,8 @@ async fn the_end_waits_for_the_outcome_of_deliveries_under_way() {
 /// For instance, a receiver comes back and does not know its tenant any more.
 #[tokio::test]
 async fn a_sink_that_was_down_and_refuses_everything_does_not_deliver_again() {
-    drop(rustls::crypto::ring::default_provider().install_default());
     let (lines, _logging) = captured();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sink = otlp_sink("remote", &listener, Duration::from_secs(5));
+    let (listener, sink) = receiver("remote", Duration::from_secs(5)).await;
     let mut journal = Journal::new().await;
     let _delivery = journal.start(vec![sink]).await;
     journal.journal(3).await;
@@ -790,9 +787,7 @@ async fn a_sink_that_hangs_is_replaced_by_one_that_writes_elsewhere() {
 
 #[tokio::test]
 async fn one_that_only_waits_for_a_sink_that_hangs_is_not_waited_for() {
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let remote = otlp_sink("out", &listener, Duration::from_secs(30));
+    let (_listener, remote) = receiver("out", Duration::from_secs(30)).await;
     for remote_between in [false, true] {
         let mut journal = Journal::new().await;
         let (mut delivery, _reader) = hung(&mut journal, 1000).await;
@@ -833,9 +828,7 @@ async fn a_delivery_is_not_given_up_by_way_of_another_place_for_the_same_one() {
 
 #[tokio::test]
 async fn a_request_that_ends_by_itself_is_not_given_up_by_way_of_another_place() {
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let remote = otlp_sink("out", &listener, Duration::from_secs(30));
+    let (listener, remote) = receiver("out", Duration::from_secs(30)).await;
     let mut journal = Journal::new().await;
     let mut delivery = journal.start(vec![remote]).await;
     delivery.patience = Duration::from_millis(50);

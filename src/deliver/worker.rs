@@ -751,17 +751,18 @@ mod tests {
         fn sink_rejected(&self, _: &str, _: u64) {}
     }
 
-    async fn worker(folder: &std::path::Path) -> Worker {
+    async fn worker(folder: &std::path::Path) -> (Worker, watch::Sender<Order>) {
         let options = store::Options::Sqlite {
             path: folder.join("state.db"),
             journal_limit: store::JOURNAL_LIMIT,
         };
-        Worker {
+        let (orders, seen) = watch::channel(Order::Work);
+        let worker = Worker {
             name: "loki".into(),
             store: Store::open(&options).await.unwrap(),
             board: Board::default(),
             observer: Arc::new(Nobody),
-            orders: watch::channel(Order::Work).1,
+            orders: seen,
             reopen: Arc::default(),
             failures: mpsc::unbounded_channel().0,
             limits: Limits {
@@ -772,15 +773,14 @@ mod tests {
             },
             journal_end: 0,
             has_begun: Arc::default(),
-        }
+        };
+        (worker, orders)
     }
 
     #[tokio::test]
     async fn that_it_delivers_again_is_not_the_last_word_on_a_sink_that_is_down() {
         let folder = tempfile::tempdir().unwrap();
-        let mut worker = worker(folder.path()).await;
-        let (_orders, seen) = watch::channel(Order::Work);
-        worker.orders = seen;
+        let (worker, _orders) = worker(folder.path()).await;
         let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let (lines, _logging) = captured();
         tokio::time::pause();
@@ -806,9 +806,7 @@ mod tests {
     #[tokio::test]
     async fn a_receiver_may_ask_for_a_longer_pause_but_not_for_a_shorter_one() {
         let folder = tempfile::tempdir().unwrap();
-        let mut worker = worker(folder.path()).await;
-        let (_orders, seen) = watch::channel(Order::Work);
-        worker.orders = seen;
+        let (worker, _orders) = worker(folder.path()).await;
         let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let pause =
             |asked| worker.report(&mut Trouble::default(), &error, Some(asked), Order::Work);
@@ -820,9 +818,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_delivery_of_a_sink_that_leaves_fails_without_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let mut worker = worker(folder.path()).await;
-        let (orders, seen) = watch::channel(Order::Work);
-        worker.orders = seen;
+        let (worker, orders) = worker(folder.path()).await;
         let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let (lines, _logging) = captured();
         orders.send_replace(Order::Stop);
@@ -841,7 +837,7 @@ mod tests {
     #[tokio::test]
     async fn a_sink_that_cannot_begin_as_everything_ends_leaves_where_nothing_waits_for_it() {
         let folder = tempfile::tempdir().unwrap();
-        let worker = worker(folder.path()).await;
+        let (worker, _orders) = worker(folder.path()).await;
         let store = &worker.store;
         store.set_sinks(vec!["loki".to_owned()]).await.unwrap();
         assert!(worker.is_drained(Order::Drain).await);

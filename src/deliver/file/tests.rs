@@ -202,14 +202,22 @@ impl World {
     }
 
     fn rotate(&mut self) {
-        self.rotations += 1;
-        let to = self
-            .folder
-            .path()
-            .join(format!("alerts.jsonl.{}", self.rotations));
+        let to = self.next_rotated();
         if self.path().exists() {
             fs::rename(self.path(), to).unwrap();
         }
+    }
+
+    /// Does what logrotate does with `copytruncate`.
+    fn copy_and_truncate(&mut self) {
+        fs::copy(self.path(), self.next_rotated()).unwrap();
+        File::create(self.path()).unwrap();
+    }
+
+    fn next_rotated(&mut self) -> PathBuf {
+        self.rotations += 1;
+        let name = format!("alerts.jsonl.{}", self.rotations);
+        self.folder.path().join(name)
     }
 
     /// The content of all files, the oldest first.

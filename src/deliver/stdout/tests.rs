@@ -150,20 +150,23 @@ fn where_an_error_broke_a_line_off_is_known() {
     assert_eq!((position, (whole + written) as u64), (settled + 1, out));
 }
 
+/// Leaves the output as if only a part of the first event's line had been written.
+fn tear_first_line(sink: &Stdout) {
+    let mut output = sink.output.lock();
+    write_all(&output.fd, b"{\"ev", &mut 0).unwrap();
+    output.end = End::Torn {
+        sink_id: sink.sink_id,
+        position: 1,
+        written: 4,
+    };
+}
+
 #[test]
 fn a_line_that_another_sink_left_torn_is_ended_first() {
     let (reader, writer) = io::pipe().unwrap();
     let sink = sink(writer);
     let mut other = marked(Arc::clone(&sink.output));
-    {
-        let mut output = sink.output.lock();
-        write_all(&output.fd, b"{\"ev", &mut 0).unwrap();
-        output.end = End::Torn {
-            sink_id: sink.sink_id,
-            position: 1,
-            written: 4,
-        };
-    }
+    tear_first_line(&sink);
     let reading = read_slowly(reader);
     assert_eq!(other.deliver(&events(1, 1)).settled, 1);
     drop((sink, other));
@@ -178,15 +181,7 @@ fn a_line_that_another_sink_left_torn_is_ended_first() {
 fn a_torn_line_whose_event_is_not_the_next_one_is_ended_first() {
     let (reader, writer) = io::pipe().unwrap();
     let mut sink = sink(writer);
-    {
-        let mut output = sink.output.lock();
-        write_all(&output.fd, b"{\"ev", &mut 0).unwrap();
-        output.end = End::Torn {
-            sink_id: sink.sink_id,
-            position: 1,
-            written: 4,
-        };
-    }
+    tear_first_line(&sink);
     let reading = read_slowly(reader);
     assert_eq!(sink.deliver(&events(2, 1)).settled, 1);
     drop(sink);

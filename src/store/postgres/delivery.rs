@@ -424,18 +424,14 @@ pub(super) fn tell_of_others(shared: &Shared) {
     let due =
         shared.change_journals(|state| state.due_for_others(now, shared.lease, TOLD_AGAIN_AFTER));
     for (sink, events) in due {
-        tell_of_other(&sink, events);
+        tracing::warn!(
+            sink,
+            events,
+            "events wait for a sink that another replica has and this one has not; they are delivered once \
+             this one has the sink, too, or a replica that has it holds their searches: give all replicas \
+             the same configuration"
+        );
     }
-}
-
-pub(super) fn tell_of_other(sink: &str, events: u64) {
-    tracing::warn!(
-        sink,
-        events,
-        "events wait for a sink that another replica has and this one has not; they are delivered once \
-         this one has the sink, too, or a replica that has it holds their searches: give all replicas \
-         the same configuration"
-    );
 }
 
 /// Gives up the sinks that no replica has named for too long.

@@ -32,10 +32,13 @@ impl World {
     /// Returns a world whose store is shared. Events of a search that was taken up get positions
     /// behind the others, so these do not tell what may have been written before.
     pub(super) fn shared(count: usize) -> Self {
-        let mut world = Self::with_events(count);
-        world.journal_end = 0;
-        world.crash();
-        world
+        Self::with_events(count).in_shared_store()
+    }
+
+    fn in_shared_store(mut self) -> Self {
+        self.journal_end = 0;
+        self.crash();
+        self
     }
 
     /// Appends so much of somebody else that what is there is no longer at the file's end.
@@ -132,9 +135,8 @@ fn what_a_former_holder_has_settled_is_found_in_a_file_that_was_moved_away_since
 /// The replica was restarted with another configuration meanwhile.
 #[test]
 fn what_a_former_process_has_settled_in_another_format_is_found() {
-    let mut world = World::new((0..3).map(|it| bare_about(&it.to_string())));
-    world.journal_end = 0;
-    world.crash();
+    let bodies = (0..3).map(|it| bare_about(&it.to_string()));
+    let mut world = World::new(bodies).in_shared_store();
     for number in 0..3 {
         world.hand(OWN, &[number]);
     }
@@ -171,9 +173,7 @@ fn what_is_in_doubt_is_found_in_the_copy_of_a_file_that_was_truncated() {
     for number in 3..5 {
         world.hand(OWN, &[number]);
     }
-    world.rotations = 1;
-    fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
-    File::create(world.path()).unwrap();
+    world.copy_and_truncate();
     world.hand(UNHEARD, &[5]);
     let inherited = Past {
         is_inherited: true,

@@ -24,9 +24,7 @@ fn lines_that_copytruncate_carried_away_while_nobody_ran_are_found_in_the_copy()
     world.deliver(3);
     world.save();
     world.deliver(3);
-    world.rotations = 1;
-    fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
-    File::create(world.path()).unwrap();
+    world.copy_and_truncate();
     world.crash();
     world.deliver(5);
     assert_eq!(world.content(), world.expected());
@@ -41,9 +39,7 @@ fn lines_that_copytruncate_carried_away_during_their_sync_are_found_in_the_copy(
         // As if logrotate had come while these lines were being written.
         let torn = world.torn(5, keep);
         world.append(&torn);
-        world.rotations = 1;
-        fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
-        File::create(world.path()).unwrap();
+        world.copy_and_truncate();
         world.deliver(5);
         world.deliver(1);
         assert_eq!(world.content(), world.expected(), "{keep}");
@@ -59,9 +55,8 @@ fn lines_that_copytruncate_carries_away_between_two_looks_at_them_leave_no_hole(
     let current = world.sink.current.as_ref().unwrap();
     let scan = current.find_unsettled(&missing).unwrap();
     assert_eq!(scan.found.len(), 2);
-    world.rotations = 1;
-    fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
-    File::create(world.path()).unwrap();
+    world.copy_and_truncate();
+    let current = world.sink.current.as_ref().unwrap();
     let error = current.rewrite(&scan).unwrap_err();
     assert_eq!(error.to_string(), "it has just been truncated");
     assert_eq!(world.size(), 0);
@@ -75,9 +70,7 @@ fn lines_that_copytruncate_carried_away_are_found_in_the_copy_though_the_file_is
     world.deliver(3);
     let torn = world.torn(5, 100);
     world.append(&torn);
-    world.rotations = 1;
-    fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
-    File::create(world.path()).unwrap();
+    world.copy_and_truncate();
     world.rotate();
     world.deliver(5);
     assert_eq!(world.content(), world.expected());

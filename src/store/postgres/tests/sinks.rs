@@ -591,8 +591,6 @@ async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
 #[tokio::test]
 async fn what_waits_for_a_sink_that_only_another_replica_has_is_told() {
     let (lines, _logging) = captured();
-    // As for those that `captured` sends.
-    delivery::tell_of_other("any", 1);
     let url = server::shared().fresh();
     let lease = Duration::from_secs(2);
     let other = open(&url, "other", lease).await;
