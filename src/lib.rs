@@ -32,6 +32,7 @@ pub mod metrics;
 mod names;
 pub mod opsramp;
 mod paths;
+mod pem;
 mod plain;
 pub mod poll;
 mod proxy;

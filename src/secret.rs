@@ -12,6 +12,8 @@ use std::{
 
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 
+use crate::plain::is_unsafe;
+
 /// What is shown instead of a secret, in `Debug`, in logs and in the effective configuration.
 pub const REDACTED: &str = "<secret>";
 
@@ -94,7 +96,8 @@ impl Secret {
     #[must_use]
     pub fn doubt(&self) -> Option<&'static str> {
         let text = self.expose();
-        let is_quote = |c: char| matches!(c, '"' | '\'');
+        // Word processors and chat programs turn plain quotation marks into the others.
+        let is_quote = |c: char| matches!(c, '"' | '\'' | '`' | '‘'..='‟' | '«' | '»' | '‹' | '›');
         if is_variable(text) {
             Some("is a variable, and variables are not expanded; write its value")
         } else if text.starts_with(PLACEHOLDER) {
@@ -112,6 +115,8 @@ impl Secret {
             )
         } else if text.contains('\0') {
             Some("holds NULs, as UTF-16 does: it is sent as it stands, so save it as UTF-8")
+        } else if text.contains(is_unsafe) {
+            Some("holds characters that are not shown: it is sent as it stands, so write it anew")
         } else if text.starts_with(is_quote) || text.ends_with(is_quote) {
             Some(
                 "begins or ends with a quotation mark: it is sent as it stands, so take out what is not part of it",
@@ -245,7 +250,10 @@ mod tests {
             ("hunter2\n", "begins or ends with white space"),
             ("\"hunter2\"", "begins or ends with a quotation mark"),
             ("hunter2'", "begins or ends with a quotation mark"),
+            ("“hunter2”", "begins or ends with a quotation mark"),
+            ("hunter2`", "begins or ends with a quotation mark"),
             ("h\0u\0n\0t\0e\0r\0", "holds NULs"),
+            ("hunter2\u{200b}", "holds characters that are not shown"),
             ("\u{feff}hunter2", "begins with a byte order mark"),
         ] {
             let doubt = Secret::new(text).doubt().unwrap();

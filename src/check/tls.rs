@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     opsramp::TlsOptions,
-    reading,
+    pem, reading,
     validity::{Ending, days, not_after},
 };
 
@@ -138,16 +138,14 @@ fn watching(options: &TlsOptions) -> Result<Arc<Watching>, String> {
         Some(path) => {
             let unusable = |why: String| format!("{}: {why}", path.display());
             let mut roots = RootCertStore::empty();
-            let pem = read(path)?;
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+            for certificate in certificates(path)? {
                 roots
                     .add(certificate)
                     .map_err(|error| unusable(error.to_string()))?;
             }
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
                 .build()
-                .map_err(|_| unusable("holds no certificate in PEM form".to_owned()))?
+                .map_err(|error| unusable(error.to_string()))?
         }
     };
     Ok(Arc::new(Watching {
@@ -165,12 +163,9 @@ fn config(options: &TlsOptions, watching: Arc<Watching>) -> Result<ClientConfig,
         .with_custom_certificate_verifier(watching);
     let mut config = match (&options.cert_file, &options.key_file) {
         (Some(certificate), Some(key)) => {
-            let unusable = |path: &Path, why: String| format!("{}: {why}", path.display());
-            let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| unusable(certificate, error.to_string()))?;
+            let chain = certificates(certificate)?;
             let secret = PrivateKeyDer::from_pem_slice(&read(key)?)
-                .map_err(|_| unusable(key, "holds no private key in PEM form".to_owned()))?;
+                .map_err(|_| format!("{}: holds no private key in PEM form", key.display()))?;
             builder
                 .with_client_auth_cert(chain, secret)
                 .map_err(|error| match error {
@@ -179,13 +174,17 @@ fn config(options: &TlsOptions, watching: Arc<Watching>) -> Result<ClientConfig,
                         key.display(),
                         certificate.display()
                     ),
-                    error => unusable(certificate, error.to_string()),
+                    error => format!("{}: {error}", certificate.display()),
                 })?
         }
         _ => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    pem::certificates(&read(path)?).map_err(|why| format!("{}: {why}", path.display()))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {

@@ -10,14 +10,14 @@ use std::{
 use memchr::memmem;
 use rustls::{
     InconsistentKeys,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{PrivateKeyDer, pem::PemObject as _},
 };
 use secrecy::zeroize::Zeroizing;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Options, TlsOptions};
-use crate::{error_chain::tls_error, reading};
+use crate::{error_chain::tls_error, pem, reading};
 
 /// The options that name the files, for messages.
 const CA_FILE: &str = "tls.ca_file";
@@ -242,8 +242,7 @@ pub(super) fn check(options: &Options) -> Result<Vec<BuildError>, BuildError> {
     let identity = match (certificate, key) {
         (Some(certificate), Some(key)) => Some(identity(key, &certificate)),
         (Some(certificate), None) => {
-            let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
-            if !all.is_ok_and(|all| !all.is_empty()) {
+            if pem::certificates(&certificate).is_err() {
                 return Err(none_in(CERT_FILE, CERTIFICATE, &tls.cert_file));
             }
             None

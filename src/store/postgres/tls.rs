@@ -15,14 +15,14 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_rustls::client;
 
 use super::address::Trust;
-use crate::reading;
+use crate::{pem, reading};
 
 /// Makes TLS handshakes with the server.
 #[derive(Clone, Debug)]
@@ -77,12 +77,8 @@ fn roots(path: &Path) -> Result<RootCertStore, String> {
     let unusable = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     let pem = reading::bytes(path).map_err(|error| unusable(&error))?;
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| unusable(&error))?;
+    for certificate in pem::certificates(&pem).map_err(|why| unusable(&why))? {
         roots.add(certificate).map_err(|error| unusable(&error))?;
-    }
-    if roots.is_empty() {
-        return Err(unusable(&"holds no certificate in PEM form"));
     }
     Ok(roots)
 }

@@ -16,7 +16,7 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use super::clients::{AllowedNames, AnyIssuer};
-use crate::{secret::Secret, validity::not_after};
+use crate::{pem, secret::Secret, validity::not_after};
 
 /// The cipher suites that can be chosen for TLS 1.2, by their names. Those of TLS 1.3 are always
 /// enabled.
@@ -304,16 +304,8 @@ impl TlsOptions {
     }
 }
 
-fn certificates(pem: &str, part: TlsPart) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(failed(
-            part,
-            "holds no certificate; one in PEM (-----BEGIN CERTIFICATE-----) is needed",
-        )),
-        Err(error) => Err(failed(part, format!("is not good PEM: {error}"))),
-    }
+fn certificates(text: &str, part: TlsPart) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    pem::certificates(text.as_bytes()).map_err(|why| failed(part, why))
 }
 
 fn failed(part: TlsPart, message: impl ToString) -> TlsError {
