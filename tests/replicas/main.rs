@@ -12,6 +12,7 @@ mod cable;
 mod database;
 #[path = "../support/exporter.rs"]
 mod exporter;
+mod lock;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod reload;

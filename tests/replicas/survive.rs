@@ -15,9 +15,8 @@ use tokio::time::Instant;
 
 use crate::{
     exporter::{Exporter, Members, PATIENCE, Place, Signal, eventually, number, seed},
-    opsramp, postgres,
-    reload::Lock,
-    replica, tenant,
+    lock::Lock,
+    opsramp, postgres, replica, tenant,
 };
 
 const REPLICAS: usize = 3;
