@@ -14,10 +14,11 @@ use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running, in_time, learning::
 use crate::{
     clock,
     identity::EventKind,
-    opsramp::{Answer, Client, Error},
+    opsramp::{Answer, Client, Error, alert::Alert},
     poll::{bodies::Bodies, reading},
     record::{AlertFields, Happening},
     store::{Commit, StoredAlert},
+    track::KnownState,
 };
 
 /// Time for which departures may wait for their reasons.
@@ -90,23 +91,22 @@ impl Running {
     pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, OwnPage)>) {
         // The server may not find the page of any alert, not even that of the witness. Where no
         // alert can be the witness, two sound readings that missed an alert have to do.
-        let is_found = |(id, page): &(Box<str>, OwnPage)| matches!(page, OwnPage::Found(answer) if answer.alert_with(id).is_some());
-        let lacks_witness = self.engine.is_sound() && !self.engine.has_witness();
-        let finds_pages = lacks_witness || verdicts.iter().any(is_found);
-        let has_left = |id: &str, page: &OwnPage| match page {
-            OwnPage::NotFound => finds_pages,
-            OwnPage::Unknown | OwnPage::Late => false,
-            OwnPage::Found(answer) => {
-                let alert = answer.alert_with(id);
-                alert.is_some_and(|now| {
-                    now.status.is_some() && self.engine.has_left(id, reading::compared(&now.status))
-                })
-            }
-        };
-        let gone: HashSet<Box<str>> = verdicts
+        let read: Vec<_> = verdicts
             .iter()
-            .filter(|(id, page)| has_left(id, page))
-            .map(|(id, _)| id.clone())
+            .map(|(id, page)| (id, page, page.alert(id)))
+            .collect();
+        let lacks_witness = self.engine.is_sound() && !self.engine.has_witness();
+        let finds_pages = lacks_witness || read.iter().any(|(_, _, alert)| alert.is_some());
+        let has_left = |id: &str, page: &OwnPage, alert: Option<Alert<'_>>| match (page, alert) {
+            (_, Some(now)) => {
+                now.status.is_some() && self.engine.has_left(id, reading::compared(&now.status))
+            }
+            (OwnPage::NotFound, None) => finds_pages,
+            (_, None) => false,
+        };
+        let gone: HashSet<Box<str>> = read
+            .into_iter()
+            .filter_map(|(id, page, alert)| has_left(id, page, alert).then(|| id.clone()))
             .collect();
         let in_vain = verdicts
             .iter()
@@ -135,14 +135,12 @@ impl Running {
             .collect();
         let mut bodies = Bodies::default();
         let mut commit = Commit::default();
-        let mut left = 0;
-        for (id, reason) in &reasons {
+        for (id, page) in &reasons {
             let Some(before) = self.engine.departing(id) else {
                 continue;
             };
             let ordinal = before.ordinal + 1;
             commit.departures.push((id.clone(), ordinal));
-            left += 1;
             if !self.search.logs(EventKind::Left) {
                 continue;
             }
@@ -150,22 +148,15 @@ impl Running {
                 .remove(id)
                 .and_then(|alert| AlertFields::from_stored(&alert.body).ok())
                 .unwrap_or_default();
-            let (page, raw) = match reason {
-                OwnPage::Found(answer) => (answer.alert_with(id), Some(answer.text())),
-                OwnPage::NotFound | OwnPage::Unknown | OwnPage::Late => (None, None),
-            };
-            let raw = raw.filter(|_| page.is_some());
-            let (fields, reason) = match (&page, reason) {
-                (Some(alert), _) => {
-                    let moved = alert.state.is_some()
-                        && !reading::compared(&alert.state).eq_ignore_ascii_case(&before.state);
-                    let unchanged = if moved { "state_changed" } else { "unknown" };
-                    let reason = alert.departure_reason();
-                    let reason = reason.unwrap_or_else(|| unchanged.to_owned());
-                    (reading::fields(alert), reason)
-                }
-                (None, OwnPage::NotFound) => (last_known, "not_found".to_owned()),
-                (None, _) => (last_known, "unknown".to_owned()),
+            let alert = page.alert(id);
+            let (fields, raw, reason) = match (&alert, page) {
+                (Some(alert), OwnPage::Found(answer)) => (
+                    reading::fields(alert),
+                    Some(answer.text()),
+                    reason(alert, &before),
+                ),
+                (_, OwnPage::NotFound) => (last_known, None, "not_found".to_owned()),
+                _ => (last_known, None, "unknown".to_owned()),
             };
             let happening = Happening {
                 kind: EventKind::Left,
@@ -181,9 +172,10 @@ impl Running {
                 .events
                 .push(self.journal_event(&mut bodies, now, happening));
         }
+        let left = commit.departures.len();
         if left > 0 {
             self.commit(commit, now).await?;
-            self.search.metrics.events(EventKind::Left, left);
+            self.search.metrics.events(EventKind::Left, left as u64);
             self.has_departed = true;
         }
         for id in &ids {
@@ -194,6 +186,31 @@ impl Running {
         self.engine.adopt_departures(&ids);
         Ok(())
     }
+}
+
+// === impl OwnPage ===
+
+impl OwnPage {
+    /// The alert with this id, if the page was found and shows it.
+    fn alert(&self, id: &str) -> Option<Alert<'_>> {
+        match self {
+            Self::Found(answer) => answer.alert_with(id),
+            Self::NotFound | Self::Unknown | Self::Late => None,
+        }
+    }
+}
+
+/// Why an alert has left, as its own page tells.
+fn reason(alert: &Alert<'_>, before: &KnownState) -> String {
+    let has_moved = alert.state.is_some()
+        && !reading::compared(&alert.state).eq_ignore_ascii_case(&before.state);
+    let unnamed = if has_moved {
+        "state_changed"
+    } else {
+        "unknown"
+    };
+    let named = alert.departure_reason();
+    named.unwrap_or_else(|| unnamed.to_owned())
 }
 
 /// Asks for an alert's own page until there is an answer, or a failure that will not pass. A
