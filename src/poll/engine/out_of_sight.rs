@@ -370,13 +370,19 @@ mod tests {
         }
     }
 
+    /// What is out of sight after a poll has missed its second page, with pages of this size.
+    fn missed(size: u64) -> OutOfSight {
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, size));
+        pages.note_missed(2);
+        pages
+    }
+
     /// The retried page has become smaller, and the poll asks for none of the pages that lie where
     /// it was, for instance because they do not exist.
     #[test]
     fn a_retry_that_does_not_bring_the_missed_places_forward_is_the_last() {
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 500));
-        pages.note_missed(2);
+        let mut pages = missed(500);
         pages.note_page(&facts(1, 500));
         assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
         pages.note_page(&facts(2, 100));
@@ -390,9 +396,7 @@ mod tests {
     fn retries_that_fail_late_pause_and_are_given_up_after_a_few() {
         let took = Duration::from_secs(3);
         let mut now = Instant::now();
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 500));
-        pages.note_missed(2);
+        let mut pages = missed(500);
         for number in 0..MAX_FAILED_RETRIES {
             // A page of 500 is ten of 50.
             pages.note_page(&facts(1, 50));
@@ -409,9 +413,7 @@ mod tests {
     #[test]
     fn only_retries_that_fail_in_a_row_have_the_missed_places_given_up() {
         let now = Instant::now();
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 500));
-        pages.note_missed(2);
+        let mut pages = missed(500);
         for (page, comes) in (11..).zip([false, false, true, false, false, true]) {
             pages.note_page(&facts(1, 50));
             assert_eq!(pages.begin_retry(2, now), Some(page));
@@ -426,9 +428,7 @@ mod tests {
     #[test]
     fn a_retry_that_hangs_puts_the_next_one_off_for_ten_minutes_at_most() {
         let now = Instant::now();
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 500));
-        pages.note_missed(2);
+        let mut pages = missed(500);
         pages.note_page(&facts(1, 50));
         assert_eq!(pages.begin_retry(2, now), Some(11));
         pages.note_failed(11, Duration::from_secs(3_600), now);
@@ -442,10 +442,8 @@ mod tests {
     #[test]
     fn a_retry_that_hangs_puts_off_no_page_that_is_refused() {
         let (now, interval) = (Instant::now(), Duration::from_secs(30));
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 100));
+        let mut pages = missed(100);
         pages.note_refused(5, 100, now);
-        pages.note_missed(2);
         assert_eq!(pages.begin_retry(2, now), Some(2));
         pages.note_failed(2, interval, now);
         assert_eq!(
@@ -456,9 +454,7 @@ mod tests {
 
     #[test]
     fn a_page_that_one_poll_has_retried_is_like_any_other_to_the_next() {
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 100));
-        pages.note_missed(2);
+        let mut pages = missed(100);
         pages.note_missed(3);
         assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
         pages.note_page(&facts(2, 100));
@@ -487,9 +483,7 @@ mod tests {
     #[test]
     fn a_retry_that_is_throttled_is_made_again_but_not_for_ever() {
         let now = Instant::now();
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 100));
-        pages.note_missed(2);
+        let mut pages = missed(100);
         for _ in 0..MAX_FAILED_RETRIES {
             assert!(!pages.has_given_up());
             pages.note_page(&facts(1, 100));
@@ -503,9 +497,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_poll_missed_is_tried_first_whatever_is_missed_later() {
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 100));
-        pages.note_missed(2);
+        let mut pages = missed(100);
         pages.note_missed(4);
         assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
     }
@@ -528,10 +520,8 @@ mod tests {
     /// What this engine has missed concerns no other one.
     #[test]
     fn another_engine_takes_over_which_page_is_refused() {
-        let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 100));
+        let mut pages = missed(100);
         pages.note_refused(3, 100, Instant::now());
-        pages.note_missed(2);
         let mut other = pages.for_other_engine();
         other.note_page(&facts(1, 100));
         assert!(!other.is_refused(2) && other.is_refused(3));
