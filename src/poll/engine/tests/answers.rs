@@ -1526,43 +1526,11 @@ fn asks_by_id(run: &mut Run) -> Option<Arc<Question>> {
     }
 }
 
+/// An answer that says nothing is a failure as well: the server may be sane again by the next full
+/// read.
 #[test]
 fn a_question_by_id_that_fails_is_asked_again_after_the_next_read_but_not_for_ever() {
-    for surplus in [0, 1] {
-        let mut run = run_with(300, 100);
-        run.server.surplus = surplus;
-        for failures in [2, 3] {
-            for _ in 0..failures {
-                run.server.act(&Act::Close(5));
-                let question = asks_by_id(&mut run).unwrap();
-                let another = Question {
-                    suspects: Vec::new(),
-                    ..Question::clone(&question)
-                };
-                run.engine.confirmation_failed(&another, run.now);
-                assert!(run.engine.is_asking(&question));
-                run.engine.confirmation_failed(&question, run.now);
-                while run.background(false) {}
-                if surplus > 0 {
-                    // Being unseen is no evidence, so the own page is looked at straight away.
-                    run.assert_agreement();
-                }
-            }
-            run.server.act(&Act::Close(5));
-            assert_eq!(asks_by_id(&mut run).is_some(), failures < 3);
-            while run.background(false) {}
-        }
-        run.settle();
-        run.assert_agreement();
-        run.now += CONFIRM_AGAIN;
-        run.server.act(&Act::Close(5));
-        assert!(asks_by_id(&mut run).is_some());
-    }
-}
-
-/// The server may be sane again by the next full read.
-#[test]
-fn an_answer_by_id_that_says_nothing_counts_as_a_failure() {
+    type Fail<'a> = dyn Fn(&mut Run, &Question) + 'a;
     let nothing = Lie::of_nothing(100);
     let not_readable = Lie {
         unreadable: 1,
@@ -1573,21 +1541,51 @@ fn an_answer_by_id_that_says_nothing_counts_as_a_failure() {
         next: Some(2),
         ..nothing
     };
-    for lie in [None, Some(not_readable), Some(goes_on)] {
-        let mut run = run_with(300, 100);
-        for answers in 1..=3 {
-            run.server.act(&Act::Close(5));
-            let question = asks_by_id(&mut run).unwrap();
-            // Others are shown than were asked for, if there is no lie.
+    let says = |run: &mut Run, lie: &Lie| {
+        run.lie = Some(lie.clone());
+        run.background(false);
+    };
+    let failures: [&Fail<'_>; 4] = [
+        &|run, question| run.engine.confirmation_failed(question, run.now),
+        &|run, _| says(run, &not_readable),
+        &|run, _| says(run, &goes_on),
+        // Others are shown than were asked for.
+        &|run, _| {
             run.server.query_is_dropped = true;
-            run.lie.clone_from(&lie);
             run.background(false);
             run.server.query_is_dropped = false;
-            assert!(!run.engine.is_asking(&question), "{answers}: {lie:?}");
+        },
+    ];
+    for (fail, surplus) in failures.iter().flat_map(|fail| [(fail, 0), (fail, 1)]) {
+        let mut run = run_with(300, 100);
+        run.server.surplus = surplus;
+        for times in [2, 3] {
+            for _ in 0..times {
+                run.server.act(&Act::Close(5));
+                let question = asks_by_id(&mut run).unwrap();
+                let another = Question {
+                    suspects: Vec::new(),
+                    ..Question::clone(&question)
+                };
+                run.engine.confirmation_failed(&another, run.now);
+                assert!(run.engine.is_asking(&question));
+                fail(&mut run, &question);
+                assert!(!run.engine.is_asking(&question));
+                while run.background(false) {}
+                if surplus > 0 {
+                    // Being unseen is no evidence, so the own page is looked at straight away.
+                    run.assert_agreement();
+                }
+            }
+            run.server.act(&Act::Close(5));
+            assert_eq!(asks_by_id(&mut run).is_some(), times < 3);
             while run.background(false) {}
         }
+        run.settle();
+        run.assert_agreement();
+        run.now += CONFIRM_AGAIN;
         run.server.act(&Act::Close(5));
-        assert_eq!(asks_by_id(&mut run), None, "after three in a row: {lie:?}");
+        assert!(asks_by_id(&mut run).is_some());
     }
 }
 
