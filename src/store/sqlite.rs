@@ -79,6 +79,10 @@ impl fmt::Display for Failed {
     }
 }
 
+fn failed(error: rusqlite::Error) -> Error {
+    Error::backend(Failed(error))
+}
+
 // === impl Sqlite ===
 
 impl Sqlite {

@@ -187,7 +187,7 @@ impl StateFile {
             let path = resolve(path)?;
             let lock = lock_at_start(&path).map_err(LockFailure::describe)?;
             refuse_log_alone(&path)?;
-            create(&path)?;
+            open_or_create(&path)?;
             let mut connection = connect(&path).map_err(|error| describe_at_start(&error))?;
             prepare(&mut connection)?;
             // Only after these checks is the file surely the exporter's.
@@ -515,14 +515,7 @@ fn lock_at_start(path: &Path) -> std::result::Result<Lock, LockFailure> {
 /// would be lost as soon as this process closed another handle on it.
 fn lock(path: &Path) -> std::result::Result<(Lock, String), LockFailure> {
     let lock_path = with_suffix(path, ".lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(MODE)
-        .open(&lock_path)
-        .map_err(|error| LockFailure::Failed(not_writable(&lock_path, &error)))?;
+    let mut file = open_or_create(&lock_path).map_err(LockFailure::Failed)?;
     let id = file
         .metadata()
         .map(|it| file_id(&it))
@@ -560,9 +553,9 @@ fn holder(lock: &mut File) -> String {
     }
 }
 
-/// Creates the file if it is missing, so that SQLite gives its mode to the files beside it too.
-/// Fails if the file cannot be written.
-fn create(path: &Path) -> std::result::Result<(), String> {
+/// Opens the state file or its lock, and creates it if it is missing. SQLite gives the mode of the
+/// state file to the files beside it too. Fails if the file cannot be written.
+fn open_or_create(path: &Path) -> std::result::Result<File, String> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -570,7 +563,6 @@ fn create(path: &Path) -> std::result::Result<(), String> {
         .truncate(false)
         .mode(MODE)
         .open(path)
-        .map(drop)
         .map_err(|error| not_writable(path, &error))
 }
 

@@ -8,7 +8,7 @@ use std::{io, sync::Arc};
 use rusqlite::{Connection, OpenFlags, params};
 use tokio::{sync::Mutex, task};
 
-use super::{Failed, Holds, alerts::stored_alert, open::Files};
+use super::{Holds, alerts::stored_alert, failed, open::Files};
 use crate::store::{AlertFilter, Error, OpenAlert};
 
 /// Memory for pages of the file, in KiB.
@@ -62,7 +62,7 @@ impl Page {
                 Some(connection) => connection,
                 none => none.insert(open(&page.files)?),
             };
-            newest(connection, &page.holds, &filter).map_err(|error| Error::backend(Failed(error)))
+            newest(connection, &page.holds, &filter).map_err(failed)
         };
         task::spawn_blocking(read).await.map_err(Error::backend)?
     }
@@ -86,7 +86,7 @@ fn open(files: &Files) -> Result<Connection, Error> {
         connection.pragma_update(None, "temp_store", "memory")?;
         Ok(connection)
     };
-    opened().map_err(|error| Error::backend(Failed(error)))
+    opened().map_err(failed)
 }
 
 fn newest(

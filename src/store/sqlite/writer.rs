@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    Failed, Holds, alerts,
+    Failed, Holds, alerts, failed,
     journal::Journal,
     open::{BUSY_TIMEOUT, Files, StateFile},
     page::Page,
@@ -785,10 +785,6 @@ fn receive(queue: &mut mpsc::Receiver<Command>, limit: Duration) -> Poll<Option<
         }
         thread::park_timeout(rest);
     }
-}
-
-fn failed(error: rusqlite::Error) -> Error {
-    Error::backend(Failed(error))
 }
 
 /// Turns the answer about a sink into an error if there is no sink of that name.
