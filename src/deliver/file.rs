@@ -124,8 +124,6 @@ struct OpenFile {
     settled: u64,
     /// The file was written up to here at least, whether that is safe on the disk or not.
     end: u64,
-    /// Whether `settled` may stand in the middle of a line.
-    inside_line: bool,
     /// From here up to `settled`, the server may not have heard of the lines yet.
     unstored: u64,
     /// Parts that may hold lines that the journal gives again: what a try left unfinished, and
@@ -307,7 +305,7 @@ impl LogFile {
             match settled {
                 Ok((scan, mark)) if !scan.at_end => {
                     // The rest of the file belongs to later lines.
-                    moved.settle_at(scan.end);
+                    moved.settled = scan.end;
                     let mark = mark.encode(&moved.doubtful);
                     self.retire(searched);
                     return Ok(Some(Settled {
@@ -411,7 +409,6 @@ impl LogFile {
         if let Some((mark, doubtful)) = self.mark.take() {
             if mark.fits(&file.file) {
                 file.settled = mark.offset;
-                file.inside_line = false;
                 file.mark = Some(mark);
                 file.doubtful = doubtful;
             } else if let Some(found) = mark.find_moved(&self.path, &self.others) {
@@ -567,7 +564,6 @@ impl OpenFile {
             id: file_id(&metadata),
             settled: 0,
             end: 0,
-            inside_line: false,
             unstored: 0,
             doubtful: Vec::new(),
             mark: None,
@@ -598,7 +594,6 @@ impl OpenFile {
     fn unsettle_end(&mut self, size: u64) {
         self.end = size;
         self.settled = size.saturating_sub(LOOK_BACK);
-        self.inside_line = self.settled > 0;
     }
 
     /// Begins anew in a file that was truncated. Returns the copy that was made before, if one is
@@ -655,8 +650,7 @@ impl OpenFile {
     fn find_in(&self, parts: &[Range<u64>], missing: &mut Missing<'_>) -> Result<(), Error> {
         let mut found_any = false;
         for part in parts {
-            let inside_line = self.is_inside_line(part.start)?;
-            let scan = self.find_and_rewrite(part.clone(), inside_line, missing)?;
+            let scan = self.find_and_rewrite(part.clone(), missing)?;
             missing.remove_found(&scan);
             found_any |= !scan.found.is_empty();
         }
@@ -667,37 +661,19 @@ impl OpenFile {
     fn peek(&self, from: u64, missing: &mut Missing<'_>) -> Result<(), Error> {
         let end = from..u64::MAX;
         for part in self.doubtful.iter().chain(std::iter::once(&end)) {
-            let inside_line = self.is_inside_line(part.start)?;
-            let scan = self.scan(part.clone(), inside_line, missing)?;
+            let scan = self.scan(part.clone(), missing)?;
             missing.remove_found(&scan);
         }
         Ok(())
     }
 
-    fn is_inside_line(&self, at: u64) -> Result<bool, Error> {
-        let Some(before) = at.checked_sub(1) else {
-            return Ok(false);
-        };
-        let mut byte = *b"\n";
-        self.file
-            .read_at(&mut byte, before)
-            .map_err(Error::io("read back", &self.path))?;
-        Ok(byte != *b"\n")
-    }
-
     /// Finds lines behind `settled`.
     fn find_unsettled<'a>(&self, missing: &Missing<'a>) -> Result<Scan<'a>, Error> {
-        self.find_and_rewrite(self.settled..u64::MAX, self.inside_line, missing)
+        self.find_and_rewrite(self.settled..u64::MAX, missing)
     }
 
-    fn scan<'a>(
-        &self,
-        part: Range<u64>,
-        inside_line: bool,
-        missing: &Missing<'a>,
-    ) -> Result<Scan<'a>, Error> {
-        scan(&self.file, part.start, part.end, inside_line, missing)
-            .map_err(Error::io("read back", &self.path))
+    fn scan<'a>(&self, part: Range<u64>, missing: &Missing<'a>) -> Result<Scan<'a>, Error> {
+        scan(&self.file, part.start, part.end, missing).map_err(Error::io("read back", &self.path))
     }
 
     /// Finds lines in `part`, and writes each of them once more where it stands. After a sync that
@@ -706,10 +682,9 @@ impl OpenFile {
     fn find_and_rewrite<'a>(
         &self,
         part: Range<u64>,
-        inside_line: bool,
         missing: &Missing<'a>,
     ) -> Result<Scan<'a>, Error> {
-        let scan = self.scan(part.clone(), inside_line, missing)?;
+        let scan = self.scan(part.clone(), missing)?;
         if scan.found.is_empty() {
             return Ok(scan);
         }
@@ -721,7 +696,7 @@ impl OpenFile {
                 fadvise(&self.file, 0, None, Advice::DontNeed)
                     .map_err(io::Error::from)
                     .map_err(Error::io("read back", &self.path))?;
-                self.scan(part, inside_line, missing)
+                self.scan(part, missing)
             }
             written => written
                 .map(|()| scan)
@@ -743,7 +718,7 @@ impl OpenFile {
                 (missing.len(), self.end, None)
             }
             Err(error) => {
-                let scan = self.scan(self.settled..u64::MAX, self.inside_line, missing)?;
+                let scan = self.scan(self.settled..u64::MAX, missing)?;
                 missing.remove_found(&scan);
                 match missing.first_of_an_unbroken_rest() {
                     Some(lines @ 1..) => (lines, scan.whole, Some(error)),
@@ -754,18 +729,12 @@ impl OpenFile {
         self.sync()?;
         let mark = self.mark_at(settled)?;
         self.mark = Some(mark);
-        self.settle_at(settled);
+        self.settled = settled;
         Ok(Settled {
             lines,
             mark: mark.encode(&self.doubtful),
             error,
         })
-    }
-
-    /// Sets `settled`. The new offset lies behind a whole line, unless it is the same as before.
-    fn settle_at(&mut self, settled: u64) {
-        self.inside_line &= settled == self.settled;
-        self.settled = settled;
     }
 
     /// Finds lines in a file that was moved away. If a line is torn there, `peek_everywhere` finds

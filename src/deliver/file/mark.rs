@@ -143,7 +143,6 @@ impl Mark {
                 id: file_id(&metadata),
                 settled: self.offset,
                 end: self.offset,
-                inside_line: false,
                 mark: fits.then_some(*self),
                 unstored: self.offset,
                 doubtful: Vec::new(),

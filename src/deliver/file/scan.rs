@@ -48,12 +48,11 @@ pub(super) enum Torn {
 }
 
 /// Reads `file` from `from` on until every missing line is found, or until the end of the line
-/// that contains the offset `to`. `inside_line` says that `from` may lie in the middle of a line.
+/// that contains the offset `to`.
 pub(super) fn scan<'a>(
     file: &File,
     from: u64,
     to: u64,
-    inside_line: bool,
     missing: &Missing<'a>,
 ) -> io::Result<Scan<'a>> {
     let mut scan = Scan {
@@ -65,11 +64,11 @@ pub(super) fn scan<'a>(
     };
     let mut chunk = Vec::new();
     let mut line = Vec::new();
-    let mut too_long = inside_line;
     let mut waiting = None;
     if missing.is_empty() {
         return Ok(scan);
     }
+    let mut too_long = is_inside_line(file, from)?;
     loop {
         chunk.resize(64 << 10, 0);
         let length = match file.read_at(&mut chunk, scan.end) {
@@ -116,6 +115,16 @@ pub(super) fn scan<'a>(
         (false, false) => Torn::Piece(line),
     };
     Ok(scan)
+}
+
+/// Whether the offset `at` lies in the middle of a line.
+fn is_inside_line(file: &File, at: u64) -> io::Result<bool> {
+    let Some(before) = at.checked_sub(1) else {
+        return Ok(false);
+    };
+    let mut byte = *b"\n";
+    file.read_at(&mut byte, before)?;
+    Ok(byte != *b"\n")
 }
 
 // === impl Missing ===

@@ -39,7 +39,6 @@ fn what_follows_in_a_file_that_was_moved_away_and_was_settled_inside_a_line_is_f
     // line.
     let current = world.sink.current.as_mut().unwrap();
     current.settled -= 3;
-    current.inside_line = true;
     current.mark = Some(current.mark_at(current.settled).unwrap());
     let rest: String = world.expected().split_inclusive('\n').skip(2).collect();
     world.append(rest.as_bytes());
