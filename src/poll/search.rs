@@ -12,6 +12,8 @@ mod learning;
 mod patience;
 mod polls;
 mod taking_up;
+#[cfg(test)]
+mod testing;
 
 use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 

@@ -45,6 +45,7 @@ pub(super) struct Negotiation {
     answered: Paging,
     /// If less than wanted is asked for: when a poll tries the wanted paging again. A trial costs
     /// its poll some requests, but does not make the poll fail, unless the server throttles it.
+    /// If as much as wanted is asked for, it means nothing.
     trial_at: Option<Instant>,
     /// Whether this poll has repeated a request unchanged.
     repeated: bool,
@@ -195,9 +196,6 @@ impl Negotiation {
     /// that was a trial, so that more is asked for from now on.
     fn note_answered(&mut self, paging: Paging) -> bool {
         self.answered = paging;
-        if paging == self.wanted {
-            self.trial_at = None;
-        }
         std::mem::replace(&mut self.usual, paging) != paging
     }
 
@@ -231,7 +229,7 @@ impl Negotiation {
         }
         let less = failed.with_simpler_paging().as_ref().map(Paging::of);
         self.usual = less.unwrap_or(self.answered);
-        self.trial_at = Some(trial_at).filter(|_| self.usual != self.wanted);
+        self.trial_at = Some(trial_at);
         less
     }
 }
@@ -266,7 +264,16 @@ pub(in crate::poll) fn query_by_id(query: &str, question: &Question) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::opsramp::Error;
+    use crate::{
+        health::Health,
+        logging::captured,
+        opsramp::Error,
+        poll::{
+            search::testing::{learn, running},
+            testing::open_store,
+        },
+        store::JOURNAL_LIMIT,
+    };
 
     const WHILE: Duration = Duration::from_secs(600);
     const WANTED: Paging = Paging {
@@ -426,5 +433,67 @@ mod tests {
         let throttled = [Error::Throttled { retry_after: None }];
         assert_eq!(asked(&mut paging, now, &throttled), [WANTED]);
         assert_eq!(asked(&mut paging, now, &throttled), [LEAST]);
+    }
+
+    #[tokio::test]
+    async fn what_an_empty_answer_to_a_trial_means_depends_on_what_it_counts_and_what_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+        let mut running = running(&store, &Health::default()).await;
+        running.paging = Negotiation::new(WANTED);
+        running.paging.usual = SMALLER;
+        let is = |running: &Running, paging, shown: usize, total: usize| {
+            let alert = serde_json::json!({"uniqueId": "0"});
+            let answer = serde_json::json!({"results": vec![alert; shown], "totalResults": total});
+            let answer = Answer::of_search(answer.to_string().into_bytes());
+            running.empty_trial(&request(paging), &answer)
+        };
+        let failed = Some(EmptyTrial::Failed { less: SMALLER });
+        assert_eq!(is(&running, WANTED, 0, 0), Some(EmptyTrial::ProvesNothing));
+        assert_eq!(is(&running, WANTED, 0, 1), failed);
+        learn(&mut running, &["Critical"]).await.unwrap();
+        assert_eq!(is(&running, WANTED, 0, 0), failed);
+        assert_eq!(is(&running, WANTED, 1, 1), None);
+        assert_eq!(is(&running, SMALLER, 0, 0), None, "it is no trial");
+    }
+
+    #[tokio::test]
+    async fn less_is_asked_for_if_a_first_page_is_refused_until_the_result_is_due_to_be_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+        let mut running = running(&store, &Health::default()).await;
+        running.paging = Negotiation::new(WANTED);
+        let further = SearchRequest {
+            page: 2,
+            ..request(WANTED)
+        };
+        let began = Instant::now();
+        let (lines, _guard) = captured();
+        let lowered = [&further, &request(WANTED), &request(WANTED)]
+            .map(|failed| running.lower_paging(&status(400), failed));
+        assert_eq!(lowered, [None, Some(WANTED), Some(SMALLER)]);
+        let is_said = |line: &&String| line.contains("asking for less");
+        assert_eq!(lines.lock().iter().filter(is_said).count(), 1);
+        let pause = running.search.options.full_read_interval;
+        assert_eq!(running.paging.begin(began + pause / 2, pause), SMALLER);
+        assert_eq!(running.paging.begin(began + pause * 2, pause), WANTED);
+    }
+
+    #[test]
+    fn ids_are_added_to_any_query_that_names_none() {
+        let question = Question {
+            suspects: vec!["1".into(), "2".into()],
+            witness: "3".into(),
+        };
+        for (query, asked) in [
+            ("", Some("uniqueId:1,2,3")),
+            ("actions:OPEN", Some("actions:OPEN+uniqueId:1,2,3")),
+            ("subject:uniqueId", Some("subject:uniqueId+uniqueId:1,2,3")),
+            ("actions:OPEN+uniqueId:1", None),
+            ("UNIQUEID:1", None),
+        ] {
+            let by_id = can_be_asked_by_id(query).then(|| query_by_id(query, &question));
+            assert_eq!(by_id.as_deref(), asked);
+        }
     }
 }

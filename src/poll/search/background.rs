@@ -210,3 +210,27 @@ impl Pace {
         self.failed_at.get_or_insert(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_five_minutes_until_the_background_works_again() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        assert_eq!(pace.at, now);
+        for _ in 0..2 {
+            for seconds in [2, 4, 8, 16, 32, 64, 128, 256].into_iter().chain([300; 99]) {
+                pace.failed(now);
+                let longest = Duration::from_secs(seconds);
+                assert!((longest.mul_f64(0.79)..=longest).contains(&(pace.at - now)));
+            }
+            pace.go_on(now);
+            assert_eq!(pace.at, now);
+        }
+        let since = pace.failed_at;
+        pace.failed(now + PAUSE);
+        assert_eq!((since, pace.failed_at), (Some(now), Some(now)));
+    }
+}

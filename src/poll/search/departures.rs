@@ -239,3 +239,113 @@ async fn fetch_own_page(client: &Client, tenant: &str, id: &str) -> OwnPage {
         pause *= 2;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::{
+        health::Health,
+        poll::{
+            search::testing::{learn, running},
+            testing::open_store,
+        },
+        record,
+        store::{self, Store},
+    };
+
+    const SINK: &str = "test";
+
+    /// A search of two alerts, "0" and "1", of which the second has left.
+    async fn departing(events: Vec<EventKind>) -> (Running, Store, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), store::JOURNAL_LIMIT).await;
+        store.set_sinks(vec![SINK.to_owned()]).await.unwrap();
+        let mut running = running(&store, &Health::default()).await;
+        running.search.shared.record = Arc::new(record::Options {
+            events,
+            include_raw: true,
+            max_description_length: 4096,
+        });
+        learn(&mut running, &["Critical", "Critical"])
+            .await
+            .unwrap();
+        learn(&mut running, &["Critical"]).await.unwrap();
+        assert!(running.engine.departing("1").is_some());
+        (running, store, folder)
+    }
+
+    /// Returns the events that are stored.
+    async fn events(store: &Store) -> Vec<serde_json::Value> {
+        let batch = store.pending(SINK, 100, usize::MAX).await.unwrap();
+        let events = batch.events.iter();
+        events
+            .map(|pending| serde_json::from_slice(&pending.event.body).unwrap())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn the_own_page_of_an_alert_says_why_it_has_left_and_what_it_was() {
+        let found = |id: &str, members: &str| {
+            let text = format!(r#"{{"uniqueId": "{id}"{members}}}"#);
+            OwnPage::Found(Answer::of_search(text.into_bytes()))
+        };
+        for (page, reason, state) in [
+            (
+                found("1", r#", "currentState": "Ok", "status": "Closed""#),
+                "closed",
+                Some("Ok"),
+            ),
+            (
+                found("1", r#", "currentState": "Ok""#),
+                "state_changed",
+                Some("Ok"),
+            ),
+            (
+                found("1", r#", "currentState": "critical ""#),
+                "unknown",
+                Some("critical "),
+            ),
+            (found("1", ""), "unknown", None),
+            (
+                found("2", r#", "status": "Closed""#),
+                "unknown",
+                Some("Critical"),
+            ),
+            (OwnPage::NotFound, "not_found", Some("Critical")),
+            (OwnPage::Unknown, "unknown", Some("Critical")),
+            (OwnPage::Late, "unknown", Some("Critical")),
+        ] {
+            let (mut running, store, _folder) = departing(EventKind::ALL.to_vec()).await;
+            let is_shown =
+                matches!(&page, OwnPage::Found(answer) if answer.alert_with("1").is_some());
+            running
+                .store_departures(vec![("1".into(), page)])
+                .await
+                .unwrap();
+            let left = events(&store).await.pop().unwrap();
+            assert_eq!(left["event"], "left");
+            assert_eq!(left["reason"], reason, "{left}");
+            assert_eq!(
+                left.get("state").and_then(|state| state.as_str()),
+                state,
+                "{left}"
+            );
+            assert_eq!(left["previous_state"], "Critical");
+            assert_eq!(left.get("alert").is_some(), is_shown, "{left}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_asked_why_an_alert_left_if_that_is_not_logged() {
+        let (mut running, store, _folder) = departing(vec![EventKind::Opened]).await;
+        let asked = running.fetch_reasons(vec!["1".into()]);
+        let Some(Reply::Reasons(reasons)) = asked.now_or_never() else {
+            panic!("a page is asked for");
+        };
+        running.store_departures(reasons).await.unwrap();
+        assert!(!running.engine.has_departures());
+        assert_eq!(events(&store).await.len(), 2);
+    }
+}

@@ -274,6 +274,8 @@ mod tests {
                 patience = patience.of_pages();
                 assert!(patience.poll_answered(now), "no poll has been answered yet");
                 patience.page_came(2);
+                // Each task asks its own questions.
+                assert!(!patience.ends_question(&status(504), now));
             }
             patience.ends_read(&status(504), 3, false, now)
         });
@@ -339,9 +341,17 @@ mod tests {
         for _ in 0..20 {
             assert!(!patience.ends_read(&status(400), 2, false, now));
             patience.poll_answered(now - INTERVAL);
+            patience.poll_answered(now);
         }
         patience.poll_answered(now + INTERVAL);
         assert!(patience.ends_read(&status(400), 2, false, now + INTERVAL));
+        // The poll began before the last of the failures.
+        let mut patience = answered();
+        for second in 0..20u32 {
+            let now = now + Duration::from_secs(2) * second;
+            assert!(!patience.ends_read(&status(400), 2, false, now));
+            patience.poll_answered(now - Duration::from_secs(1));
+        }
         // If the last read ended at the page, no poll has to be.
         let mut patience = answered();
         let ended = (1..10).find(|_| patience.ends_read(&status(400), 2, true, now));

@@ -238,3 +238,323 @@ impl Running {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        health::Health,
+        logging::captured,
+        opsramp::{Answer, Error, SearchRequest},
+        poll::{search::testing::running, testing::open_store},
+        store,
+    };
+
+    const SIZE: u64 = 100;
+    /// The longest wait for a poll that nothing delays.
+    const SOON: Duration = Duration::from_secs(30);
+    /// Less than the shortest wait after six failures that stretch the interval.
+    const LATE: Duration = Duration::from_secs(200);
+
+    /// A search whose server shows its result page by page, and has shown it whole once.
+    struct Polled {
+        running: Running,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Polled {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open_store(folder.path(), store::JOURNAL_LIMIT).await;
+            let running = running(&store, &Health::default()).await;
+            let mut polled = Self {
+                running,
+                _folder: folder,
+            };
+            assert_eq!(polled.poll(&[Ok((0, 1))]).await, 1);
+            polled
+        }
+
+        /// Polls with these answers: either an error, or the alerts with ids from the first number
+        /// on, and how many the server counts. Returns the number of requests.
+        async fn poll(&mut self, answers: &[Result<(u64, u64), Error>]) -> u64 {
+            let mut next = Some(self.running.begin_poll());
+            for (page, answer) in (1..).zip(answers) {
+                drop(next.take().expect("the poll goes on"));
+                let answer = answer
+                    .clone()
+                    .map(|(first, total)| page_of(page, first, total));
+                next = self.answer(page, answer).await;
+            }
+            self.running.search.status.last_requests
+        }
+
+        async fn answer(&mut self, page: u64, answer: Result<Answer, Error>) -> Option<Request> {
+            let request = SearchRequest {
+                query: self.running.search.options.query.clone(),
+                page,
+                page_size: SIZE as u32,
+                sorted: true,
+            };
+            let reply = Reply::Page {
+                purpose: Purpose::Poll,
+                request,
+                answer,
+                took: Duration::ZERO,
+            };
+            self.running.poll_answered(reply).await
+        }
+
+        fn up(&self) -> Option<bool> {
+            self.running.search.status.up
+        }
+
+        /// Fails a poll, before or after its first page.
+        fn fail(&mut self, has_first_page: bool, failure: &Failure) {
+            drop(self.running.begin_poll());
+            let poll = self.running.poll.as_mut().unwrap();
+            poll.has_first_page = has_first_page;
+            self.running.poll_failed(failure);
+        }
+
+        /// How long it is until the next poll.
+        fn wait(&self) -> Duration {
+            self.running.next_poll - Instant::now()
+        }
+
+        /// Whether a poll that succeeds lets a background go on that has failed.
+        async fn goes_on(&mut self) -> bool {
+            self.running.background_failed(&status(500).into());
+            let pause = self.running.pace.at;
+            self.poll(&[Ok((0, 1))]).await;
+            self.running.pace.at != pause
+        }
+    }
+
+    /// A page with the alerts from `first` on.
+    fn page_of(page: u64, first: u64, total: u64) -> Answer {
+        let shown = SIZE.min(total.saturating_sub((page - 1) * SIZE));
+        let results = (first..first + shown).map(|id| {
+            serde_json::json!({"uniqueId": id.to_string(), "currentState": "Critical", "status": "New"})
+        });
+        let answer = serde_json::json!({
+            "results": results.collect::<Vec<_>>(), "totalResults": total,
+            "pageNo": page, "pageSize": SIZE, "nextPage": page * SIZE < total,
+        });
+        Answer::of_search(answer.to_string().into_bytes())
+    }
+
+    fn status(status: u16) -> Error {
+        Error::Http {
+            endpoint: "search",
+            status,
+            excerpt: String::new(),
+        }
+    }
+
+    fn throttled(seconds: Option<u64>) -> Error {
+        Error::Throttled {
+            retry_after: seconds.map(Duration::from_secs),
+        }
+    }
+
+    fn auth(forbidden: bool) -> Error {
+        let what = String::new();
+        Error::Auth { what, forbidden }
+    }
+
+    fn store_failure() -> Failure {
+        store::Error::HeldElsewhere.into()
+    }
+
+    #[tokio::test]
+    async fn polls_that_fail_are_tried_less_often_only_where_that_may_help() {
+        let wait = async |has_first_page: bool, failure: Failure| {
+            let mut polled = Polled::new().await;
+            for _ in 0..6 {
+                polled.fail(has_first_page, &failure);
+            }
+            polled.wait()
+        };
+        for has_first_page in [false, true] {
+            // The token has a back-off of its own.
+            for error in [auth(false), auth(true), Error::Echo(Arc::new(status(500)))] {
+                assert!(wait(has_first_page, error.into()).await <= SOON);
+            }
+            for failure in [throttled(None).into(), store_failure()] {
+                assert!(wait(has_first_page, failure).await > LATE);
+            }
+        }
+        assert!(wait(false, status(500).into()).await > LATE);
+        // The first page may bring news.
+        assert!(wait(true, status(500).into()).await <= SOON);
+    }
+
+    #[tokio::test]
+    async fn only_failures_in_a_row_that_stretch_the_interval_do_so() {
+        let failures = |polled: &mut Polled, has_first_page, error: Error| {
+            for _ in 0..6 {
+                polled.fail(has_first_page, &error.clone().into());
+            }
+        };
+        let mut polled = Polled::new().await;
+        failures(&mut polled, false, auth(false));
+        polled.fail(false, &status(500).into());
+        assert!(polled.wait() <= SOON);
+        failures(&mut polled, false, status(500));
+        polled.fail(true, &status(500).into());
+        polled.fail(false, &status(500).into());
+        assert!(polled.wait() <= SOON, "a first page has come in between");
+        failures(&mut polled, false, status(500));
+        polled.poll(&[Ok((0, 1))]).await;
+        assert!(polled.wait() <= SOON);
+        polled.fail(false, &status(500).into());
+        assert!(polled.wait() <= SOON, "a poll has succeeded in between");
+    }
+
+    #[tokio::test]
+    async fn a_server_may_ask_for_a_pause_of_five_minutes_at_most() {
+        let wait = async |seconds| {
+            let mut polled = Polled::new().await;
+            polled.fail(false, &throttled(Some(seconds)).into());
+            polled.wait().as_secs_f64().round()
+        };
+        assert_eq!(wait(100).await, 100.0);
+        assert_eq!(wait(100_000).await, 300.0);
+    }
+
+    /// Only polls without a first page say that the server may answer nobody.
+    #[tokio::test]
+    async fn the_background_goes_on_as_soon_as_the_cause_of_its_failures_may_be_over() {
+        let mut polled = Polled::new().await;
+        assert!(!polled.goes_on().await);
+        polled.fail(true, &status(500).into());
+        assert!(!polled.goes_on().await, "the first page came");
+        polled.fail(false, &status(500).into());
+        assert!(polled.goes_on().await);
+        assert!(!polled.goes_on().await, "it has gone on already");
+        // What another failure says does not undo that the store has failed.
+        polled.fail(true, &store_failure());
+        polled.fail(true, &auth(false).into());
+        assert!(polled.goes_on().await);
+        assert!(!polled.goes_on().await, "it has gone on already");
+    }
+
+    /// The store has failed before the first page was learned. The server did answer.
+    #[tokio::test]
+    async fn a_store_that_fails_is_no_server_that_answers_nobody() {
+        let mut polled = Polled::new().await;
+        let is_answered = |running: &mut Running| !running.patience.poll_answered(Instant::now());
+        polled.fail(false, &store_failure());
+        assert!(is_answered(&mut polled.running));
+        polled.fail(false, &throttled(None).into());
+        assert!(!is_answered(&mut polled.running));
+    }
+
+    #[tokio::test]
+    async fn the_last_polls_are_told_with_their_events_and_requests() {
+        let mut polled = Polled::new().await;
+        let result = polled.running.search.status.result.clone().unwrap();
+        for _ in 0..HISTORY {
+            polled.fail(false, &status(500).into());
+        }
+        let status = &polled.running.search.status;
+        assert_eq!(status.up, Some(false));
+        let kept = status.result.as_ref().unwrap();
+        assert_eq!((kept.at, kept.total_results), (result.at, 1));
+        let grid = polled.running.grid;
+        let earliest = grid.next(Instant::now());
+        assert_eq!(polled.poll(&[Ok((1_000, 200)), Ok((2_000, 200))]).await, 2);
+        let due = earliest..=grid.next(Instant::now());
+        assert!(due.contains(&polled.running.next_poll));
+        let status = &polled.running.search.status;
+        assert_eq!(status.up, Some(true));
+        assert!(status.first_attempt_over && status.next_poll.is_some());
+        assert_eq!(status.result.as_ref().unwrap().total_results, 200);
+        assert_eq!(status.polls.len(), HISTORY);
+        assert_eq!(status.polls[0].requests, 2);
+        assert!(matches!(status.polls[0].outcome, Ok(200)));
+        let mut before = status.polls.iter().skip(1);
+        assert!(before.all(|poll| poll.outcome.is_err()));
+    }
+
+    #[tokio::test]
+    async fn that_polls_work_again_is_said_once() {
+        let (lines, _guard) = captured();
+        let mut polled = Polled::new().await;
+        for _ in 0..3 {
+            polled.fail(false, &status(500).into());
+        }
+        for _ in 0..2 {
+            polled.poll(&[Ok((0, 1))]).await;
+        }
+        let lines = lines.lock();
+        let said = lines.iter().filter(|line| line.contains("works again"));
+        let failures: Vec<_> = said.map(|line| line.contains("failures=3")).collect();
+        assert_eq!(failures, [true], "{lines:?}");
+    }
+
+    /// The page may have failed while the server answered nobody, before it answered the poll.
+    #[tokio::test]
+    async fn only_a_poll_that_begins_after_failures_of_a_page_says_that_the_server_answers() {
+        let mut polled = Polled::new().await;
+        let ends_read = |running: &mut Running| {
+            let refused = status(404);
+            running
+                .patience
+                .ends_read(&refused, 2, false, Instant::now())
+        };
+        drop(polled.running.begin_poll());
+        for _ in 0..3 {
+            assert!(!ends_read(&mut polled.running));
+        }
+        polled.answer(1, Ok(page_of(1, 0, 201))).await;
+        assert!(!ends_read(&mut polled.running));
+        polled.poll(&[Ok((0, 201))]).await;
+        assert!(ends_read(&mut polled.running));
+        // As soon as no page is wanted, the failures are over.
+        for _ in 0..9 {
+            polled.poll(&[Ok((0, 1))]).await;
+            assert!(!ends_read(&mut polled.running));
+        }
+    }
+
+    /// The next poll asks for the page again, and that is no reason to fail it.
+    #[tokio::test]
+    async fn a_retry_that_is_throttled_fails_no_poll_and_is_repeated() {
+        let mut polled = Polled::new().await;
+        polled.poll(&[Ok((1_000, 201)), Err(throttled(None))]).await;
+        assert_eq!(polled.up(), Some(false), "the page was wanted");
+        for _ in 0..2 {
+            polled.poll(&[Ok((1_000, 201)), Err(throttled(None))]).await;
+            assert_eq!(polled.up(), Some(true));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_page_that_cannot_be_stored_is_missed() {
+        let mut polled = Polled::new().await;
+        let running = &mut polled.running;
+        assert!(!running.can_do_without(2, &store_failure(), Duration::ZERO));
+        assert!(running.engine.misses_a_page());
+    }
+
+    /// The background then finds out how far the server shows the result.
+    #[tokio::test]
+    async fn polls_that_a_further_page_cuts_short_begin_a_full_read_unless_they_are_throttled() {
+        let begins = async |error: Error| {
+            let mut polled = Polled::new().await;
+            let failure = error.into();
+            for _ in 0..3 {
+                polled.running.can_do_without(2, &failure, Duration::ZERO);
+            }
+            polled.running.engine.is_reading()
+        };
+        assert!(begins(status(500)).await);
+        assert!(begins(auth(false)).await);
+        assert!(!begins(throttled(None)).await);
+        assert!(!begins(Error::Echo(Arc::new(status(500)))).await);
+    }
+}

@@ -331,3 +331,197 @@ fn known<'a>(
         group: reading::group(fields, group_by),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::since_boot,
+        health::Health,
+        logging::captured,
+        poll::{
+            search::{
+                asking::{Negotiation, Paging},
+                testing::search,
+            },
+            testing::open_store,
+        },
+        status::SearchResult,
+        store::{Commit, JOURNAL_LIMIT, LOAD_PAGE},
+    };
+
+    /// An alert as it is stored, whose state is `told` in its body.
+    fn stored(id: usize, state: &str, told: &'static str) -> StoredAlert {
+        let fields = AlertFields {
+            state: Some(told.into()),
+            ..AlertFields::default()
+        };
+        let mut body = Vec::new();
+        fields.write_stored(&mut body);
+        StoredAlert {
+            id: format!("{id:08}").into(),
+            ordinal: 7,
+            digest: 1,
+            created_at: Some(Timestamp::UNIX_EPOCH),
+            state: state.into(),
+            body: body.into(),
+        }
+    }
+
+    /// A search of which the store knows these alerts.
+    async fn known(store: &Store, alerts: Vec<StoredAlert>) -> Box<Search> {
+        let search = search(store, &Health::default()).await;
+        let held = store.take_up(&search.key, clock::now()).await.unwrap().held;
+        let commit = Commit {
+            upserts: alerts,
+            ..Commit::default()
+        };
+        store.commit(held, commit, clock::now()).await.unwrap();
+        store.release(held).await.unwrap();
+        search
+    }
+
+    async fn taken_up(search: Box<Search>) -> Running {
+        let running = search.take_up(&CancellationToken::new()).await;
+        running.ok().expect("nobody stops it")
+    }
+
+    #[tokio::test]
+    async fn all_stored_alerts_are_known_however_many_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+        let all = LOAD_PAGE + 3;
+        let alerts = (0..all).map(|id| stored(id, "Critical", "Critical"));
+        let mut running = taken_up(known(&store, alerts.collect()).await).await;
+        assert_eq!(running.engine.tracker().open_count(), all);
+        assert_eq!(running.engine.oldest(), Some(0));
+    }
+
+    #[tokio::test]
+    async fn that_stored_alerts_cannot_be_read_is_said_with_their_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+        let alerts = (0..5).map(|id| StoredAlert {
+            body: if id % 2 == 1 {
+                "?".into()
+            } else {
+                stored(id, "Ok", "Ok").body
+            },
+            ..stored(id, "Ok", "Ok")
+        });
+        let search = known(&store, alerts.collect()).await;
+        let (lines, _guard) = captured();
+        let running = taken_up(search).await;
+        assert_eq!(running.engine.tracker().open_count(), 5);
+        let lines = lines.lock();
+        let said = lines.iter().filter(|line| line.contains("cannot be read"));
+        let said: Vec<_> = said.collect();
+        assert!(
+            matches!(&*said, [line] if line.contains("alert=00000001 alerts=2")),
+            "{said:?}"
+        );
+    }
+
+    /// The state file takes it up in any case, so that nobody else would give it back.
+    #[tokio::test]
+    async fn a_search_that_stops_while_it_is_taken_up_leaves_what_it_holds_and_has_learned() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+        let alerts = (0..=LOAD_PAGE).map(|id| stored(id, "Ok", "Ok"));
+        let mut search = known(&store, alerts.collect()).await;
+        let wanted = Paging {
+            page_size: 100,
+            sorted: true,
+        };
+        search.learned.paging = Some(Negotiation::new(wanted));
+        let Store::Sqlite(sqlite) = &store else {
+            panic!("another store");
+        };
+        let stop = CancellationToken::new();
+        let at_first_call = stop.clone();
+        let slow = sqlite.slowed(Duration::from_millis(1), move || at_first_call.cancel());
+        search.shared.store = Store::Sqlite(slow);
+        let left = search.take_up(&stop).await.err().expect("it stops");
+        assert!(left.held.is_some());
+        assert!(left.learned.paging.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_search_that_cannot_be_taken_up_is_down_and_is_tried_until_it_is_told_to_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+        let search = known(&store, Vec::new()).await;
+        store.close().await;
+        let (board, key) = (search.shared.board.clone(), search.key.clone());
+        let stop = CancellationToken::new();
+        let is_down = async {
+            let status = loop {
+                if let Some(status) = board.search(&key) {
+                    break status;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            };
+            stop.cancel();
+            status
+        };
+        let both = async { tokio::join!(search.take_up(&stop), is_down) };
+        let (taken_up, status) = tokio::time::timeout(Duration::from_secs(10), both)
+            .await
+            .unwrap();
+        assert!(taken_up.err().expect("it stops").held.is_none());
+        assert_eq!(status.up, Some(false));
+        assert!(status.first_attempt_over);
+        assert_eq!(status.last_error.as_ref().unwrap().reason, "store");
+    }
+
+    #[test]
+    fn stored_fields_belong_to_an_alert_only_if_they_are_in_its_state() {
+        assert!(stored_fields(&stored(1, "Critical", "critical ")).is_some());
+        assert!(stored_fields(&stored(1, "Critical", "Warning")).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_whole_result_is_taken_over_if_the_store_knows_as_many_alerts() {
+        let whole = SearchResult {
+            at: clock::now(),
+            at_since_boot: since_boot(),
+            total_results: 2,
+            tracked: 2,
+            complete: true,
+            group_by: [GroupLabel::Source].into(),
+            groups: [].into(),
+            oldest: None,
+        };
+        let is_taken_over = async |result: SearchResult, is_read: bool| {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+            let alerts = (0..2).map(|id| stored(id, "Critical", "Critical"));
+            let mut search = known(&store, alerts.collect()).await;
+            search.status.result = Some(result);
+            search.status.last_full_read = is_read.then(clock::now);
+            let running = taken_up(search).await;
+            let result = running.search.status.result.as_ref().unwrap();
+            assert!(
+                result.group_by.is_empty(),
+                "it is grouped as the new task groups"
+            );
+            assert_eq!(*result.groups, *running.engine.tracker().groups());
+            running.engine.is_complete()
+        };
+        assert!(is_taken_over(whole.clone(), true).await);
+        assert!(
+            !is_taken_over(whole.clone(), false).await,
+            "no reading is known"
+        );
+        let partly = SearchResult {
+            complete: false,
+            ..whole.clone()
+        };
+        assert!(!is_taken_over(partly, true).await);
+        let more = SearchResult {
+            tracked: 3,
+            ..whole
+        };
+        assert!(!is_taken_over(more, true).await, "one was on its way out");
+    }
+}
