@@ -491,7 +491,9 @@ mod tests {
             polled.poll(&[Ok((0, 1))]).await;
         }
         let lines = lines.lock();
-        let said = lines.iter().filter(|line| line.contains("works again"));
+        let said = lines
+            .iter()
+            .filter(|line| line.contains("polling works again"));
         let failures: Vec<_> = said.map(|line| line.contains("failures=3")).collect();
         assert_eq!(failures, [true], "{lines:?}");
     }
@@ -515,9 +517,10 @@ mod tests {
         polled.poll(&[Ok((0, 201))]).await;
         assert!(ends_read(&mut polled.running));
         // As soon as no page is wanted, the failures are over.
+        let mut polled = Polled::new().await;
         for _ in 0..9 {
-            polled.poll(&[Ok((0, 1))]).await;
             assert!(!ends_read(&mut polled.running));
+            polled.poll(&[Ok((0, 1))]).await;
         }
     }
 

@@ -383,7 +383,7 @@ mod tests {
 
     async fn taken_up(search: Box<Search>) -> Running {
         let running = search.take_up(&CancellationToken::new()).await;
-        running.ok().expect("nobody stops it")
+        running.expect("nobody stops it")
     }
 
     #[tokio::test]
