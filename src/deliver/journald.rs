@@ -21,22 +21,26 @@ use rustix::{
     io::Errno,
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     record::{Level, Record, Value},
     store::Pending,
 };
 
-use super::sink::{Progress, Refusal, Writer};
+use super::{
+    sink::{Progress, Refusal, Writer},
+    worker::Order,
+};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// The identifier that `journalctl -t` selects by.
 const IDENTIFIER: &str = "opsramp-alert";
 
-/// How long journald may keep its queue full before the try counts as failed.
-const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long journald may keep its queue full before the try counts as failed. That is less than
+/// [`LAST_DELIVERY`](super::LAST_DELIVERY), so that a stop hears of the messages before.
+const SEND_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The size of the send buffer that libsystemd asks for, too; the kernel grants what it allows.
 const SEND_BUFFER: usize = 8 << 20;
@@ -60,6 +64,8 @@ pub(super) struct Journald {
     pace: Pace,
     /// The message under way; kept for its allocation.
     message: Vec<u8>,
+    /// The orders of the sink's worker.
+    orders: watch::Receiver<Order>,
 }
 
 /// The limit on how many messages may go out.
@@ -108,7 +114,14 @@ impl Journald {
             socket: None,
             pace: Pace::new(Instant::now()),
             message: Vec::new(),
+            orders: watch::channel(Order::Work).1,
         }
+    }
+
+    /// Sets where to read whether a delivery has to end early.
+    pub(super) fn with_orders(mut self, orders: watch::Receiver<Order>) -> Self {
+        self.orders = orders;
+        self
     }
 
     /// Sends the message under way.
@@ -138,6 +151,9 @@ impl Writer for Journald {
         let mut progress = Progress::default();
         let allowed = self.pace.allowed(Instant::now());
         for Pending { event, .. } in events.iter().take(allowed) {
+            if self.orders.borrow().is_to_leave() {
+                break;
+            }
             match Record::from_json(&event.body) {
                 Ok(record) => {
                     self.message.clear();

@@ -15,7 +15,10 @@ use uuid::Uuid;
 
 use crate::store::{Claim, Past, Pending};
 
-use super::{SinkOptions, Target, file::LogFile, journald::Journald, otlp::Otlp, stdout::Stdout};
+use super::{
+    SinkOptions, Target, file::LogFile, journald::Journald, otlp::Otlp, stdout::Stdout,
+    worker::Order,
+};
 
 /// A sink that is set up and has not begun to work.
 #[derive(Debug)]
@@ -138,7 +141,8 @@ impl Sink {
     }
 
     /// Begins to work where the sink left off with `mark`. Events up to `journal_end` may have
-    /// been given to a former process; `journalled` tells where the journal ends now.
+    /// been given to a former process; `journalled` tells where the journal ends now. A delivery
+    /// ends early if `orders` say so, wherever its rest would come again otherwise.
     ///
     /// # Errors
     /// If the sink cannot begin now. The error returns the sink, to be started again later.
@@ -148,14 +152,18 @@ impl Sink {
         mark: Option<&[u8]>,
         journal_end: i64,
         journalled: watch::Receiver<i64>,
+        orders: watch::Receiver<Order>,
     ) -> Result<Running, Box<(Self, SinkError)>> {
         match self {
-            Self::Stdout(sink) => Self::run(name, sink.resume_at(mark, journal_end), Self::Stdout),
+            Self::Stdout(sink) => {
+                let sink = sink.resume_at(mark, journal_end).with_orders(orders);
+                Self::run(name, sink, Self::Stdout)
+            }
             Self::File(sink) => {
                 let back = |sink| Self::File(Box::new(sink));
                 Self::run(name, sink.resume_at(mark).with_journalled(journalled), back)
             }
-            Self::Journald(sink) => Self::run(name, sink, Self::Journald),
+            Self::Journald(sink) => Self::run(name, sink.with_orders(orders), Self::Journald),
             Self::Otlp(sink) => Ok(Running::Otlp(sink)),
         }
     }

@@ -23,6 +23,7 @@ use rustix::{
     fs::{FileType, major, minor},
     io::Errno,
 };
+use tokio::sync::watch;
 
 use crate::store::{Past, Pending};
 
@@ -30,10 +31,15 @@ use super::{
     Format,
     format::Lines,
     sink::{Progress, Writer},
+    worker::Order,
 };
 
 /// How a mark of standard output begins; the mark of a file begins otherwise.
 const MARK: &[u8] = b"stdout ";
+
+/// Number of bytes that are written at once, unless a single line is longer. A stop waits for no
+/// more than that, however slow the reader is.
+const PIECE: usize = 16 << 10;
 
 /// Standard output as a sink.
 #[derive(Debug)]
@@ -50,6 +56,8 @@ pub(super) struct Stdout {
     /// The mark of the output that the store has for this sink.
     mark: Option<Vec<u8>>,
     former_output: FormerOutput,
+    /// The orders of the sink's worker.
+    orders: watch::Receiver<Order>,
 }
 
 /// Where this sink wrote to in the former process, according to its mark. Readers skip an empty
@@ -137,6 +145,7 @@ impl Stdout {
             is_shared: false,
             mark: None,
             former_output: FormerOutput::Here,
+            orders: watch::channel(Order::Work).1,
         }
     }
 
@@ -145,6 +154,12 @@ impl Stdout {
     pub(super) fn resume_at(mut self, mark: Option<&[u8]>, journal_end: i64) -> Self {
         self.mark = mark.map(Into::into);
         self.journal_end = journal_end;
+        self
+    }
+
+    /// Sets where to read whether a delivery has to end early.
+    pub(super) fn with_orders(mut self, orders: watch::Receiver<Order>) -> Self {
+        self.orders = orders;
         self
     }
 }
@@ -179,7 +194,8 @@ impl Writer for Stdout {
         };
         let mut lines = Lines::render(self.format, events);
         let mut output = self.output.lock();
-        let (settled, result) = output.write(self.sink_id, events, &lines, may_be_torn);
+        let to_stop = || self.orders.borrow().is_to_leave();
+        let (settled, result) = output.write(self.sink_id, events, &lines, may_be_torn, to_stop);
         Progress {
             settled,
             refused: lines.refused_among(settled),
@@ -211,14 +227,16 @@ impl Output {
         }
     }
 
-    /// Writes lines. Returns how many are out, and the error if not all are. `may_be_torn` says
-    /// that a former process may have left a torn line at the end of the output.
+    /// Writes lines, until it is `to_stop`. Returns how many are out, and the error if that is why
+    /// the rest is not. `may_be_torn` says that a former process may have left a torn line at the
+    /// end of the output.
     fn write(
         &mut self,
         sink_id: u64,
         events: &[Pending],
         lines: &Lines,
         may_be_torn: bool,
+        to_stop: impl Fn() -> bool,
     ) -> (usize, Result<(), Error>) {
         let first = events.first().map(|event| event.position);
         let mut written = 0;
@@ -240,7 +258,7 @@ impl Output {
         if break_line && let Err(error) = write_all(&self.fd, b"\n", &mut 0) {
             return (0, Err(Error::of(error, &self.fd)));
         }
-        let result = write_all(&self.fd, lines.bytes(), &mut written);
+        let result = self.write_lines(lines, &mut written, to_stop);
         let whole = lines.whole_within(written);
         self.end = match events.get(whole) {
             Some(torn) if written > lines.start(whole) => End::Torn {
@@ -251,6 +269,22 @@ impl Output {
             _ => End::Whole,
         };
         (whole, result.map_err(|error| Error::of(error, &self.fd)))
+    }
+
+    /// Writes lines from the offset `written` on, some whole lines at a time, until it is
+    /// `to_stop`. Adds the bytes that are out to `written`.
+    fn write_lines(
+        &self,
+        lines: &Lines,
+        written: &mut usize,
+        to_stop: impl Fn() -> bool,
+    ) -> Result<(), Errno> {
+        while *written < lines.bytes().len() && !to_stop() {
+            let at_least = lines.whole_within(*written) + 1;
+            let whole = lines.whole_within(*written + PIECE).max(at_least);
+            write_all(&self.fd, &lines.bytes()[..lines.start(whole)], written)?;
+        }
+        Ok(())
     }
 }
 

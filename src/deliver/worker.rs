@@ -207,7 +207,8 @@ impl Worker {
             }
             let journalled = self.store.journalled();
             let mark = outcome.mark.as_deref();
-            match sink.start(&self.name, mark, self.journal_end, journalled) {
+            let orders = self.orders.clone();
+            match sink.start(&self.name, mark, self.journal_end, journalled, orders) {
                 Ok(running) => {
                     self.recovered(&mut trouble, "has begun to work");
                     return Some(running);

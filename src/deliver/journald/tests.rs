@@ -8,9 +8,9 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::*;
 use crate::{
-    deliver::SinkError,
+    deliver::{SinkError, sink::Sink},
     record::tests::{bare, full},
-    store::JournalEvent,
+    store::{Claim, JournalEvent},
 };
 
 /// journald's side of the socket.
@@ -248,6 +248,30 @@ fn what_was_sent_before_an_error_is_not_sent_again() {
         received += 1;
     }
     assert_eq!(received, progress.settled);
+}
+
+#[tokio::test]
+async fn a_stop_ends_a_delivery_to_a_slow_journald_and_the_rest_waits() {
+    let receiver = Receiver::new();
+    let (orders, seen) = watch::channel(Order::Work);
+    let sink = Sink::Journald(receiver.sink());
+    let started = sink.start("journal", None, 0, watch::channel(0).1, seen);
+    let mut running = started.unwrap();
+    let events: Vec<_> = (0..2000).map(|_| pending(&bare())).collect();
+    let receiving = std::thread::spawn(move || {
+        // The queue holds less than that.
+        receiver.receive();
+        orders.send_replace(Order::Stop);
+        let timeout = Some(Duration::from_millis(500));
+        receiver.socket.set_read_timeout(timeout).unwrap();
+        let rest = std::iter::from_fn(|| receiver.socket.recv(&mut [0; 1]).ok());
+        1 + rest.count()
+    });
+    let delivery = running.deliver(events.into(), Claim::default(), || false);
+    let progress = delivery.await;
+    assert!(progress.error.is_none(), "{progress:?}");
+    assert!(progress.settled < 2000);
+    assert_eq!(receiving.join().unwrap(), progress.settled);
 }
 
 #[test]

@@ -9,7 +9,11 @@ use rustix::fs::OFlags;
 use uuid::Uuid;
 
 use super::*;
-use crate::{deliver::SinkError, record::tests::bare, store::JournalEvent};
+use crate::{
+    deliver::{SinkError, sink::Sink},
+    record::tests::bare,
+    store::{Claim, JournalEvent},
+};
 
 /// More than a pipe holds.
 const MANY: i64 = 3000;
@@ -82,6 +86,37 @@ fn every_line_gets_through_a_pipe_that_is_often_full() {
     }
 }
 
+#[tokio::test]
+async fn a_stop_ends_a_delivery_to_a_slow_reader_behind_a_whole_line_and_the_rest_waits() {
+    let mut events = events(1, MANY);
+    let first = format!("{{\"x\":\"{}\"}}", "y".repeat(5 * PIECE));
+    events[0].event.body = first.clone().into();
+    let (mut reader, writer) = io::pipe().unwrap();
+    let sink = sink(writer);
+    let (output, mark) = (Arc::clone(&sink.output), sink.mark.clone());
+    let (orders, seen) = watch::channel(Order::Work);
+    let journalled = watch::channel(0).1;
+    let started = Sink::Stdout(sink).start("out", mark.as_deref(), 0, journalled, seen);
+    let mut running = started.unwrap();
+    let waiting = thread::spawn(move || {
+        // The first line is more than the pipe holds.
+        while rustix::io::ioctl_fionread(&reader).unwrap() == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        orders.send_replace(Order::Stop);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).map(|_| text)
+    });
+    let delivery = running.deliver(events.into(), Claim::default(), || false);
+    let progress = delivery.await;
+    assert!(progress.error.is_none(), "{progress:?}");
+    assert_eq!(progress.settled, 1);
+    assert!(matches!(output.lock().end, End::Whole));
+    drop(output);
+    running.close().await;
+    assert_eq!(waiting.join().unwrap().unwrap(), first + "\n");
+}
+
 #[test]
 fn a_pipe_that_nobody_reads_any_more_is_closed_for_good() {
     let (reader, writer) = io::pipe().unwrap();
@@ -129,15 +164,18 @@ fn after_an_error_in_the_middle_of_a_line_the_same_sink_writes_the_rest_of_it() 
 fn where_an_error_broke_a_line_off_is_known() {
     let (reader, writer) = io::pipe().unwrap();
     let mut sink = sink(writer);
-    let writing = thread::spawn(move || (sink.deliver(&events(1, MANY)), sink));
-    // The pipe is full once there is anything in it.
-    while rustix::io::ioctl_fionread(&reader).unwrap() == 0 {
+    let mut events = events(1, 3);
+    events[1].event.body = "y".repeat(5 * PIECE).into();
+    let writing = thread::spawn(move || (sink.deliver(&events), sink));
+    let whole = expected(1, 1).len() as u64;
+    // The second line is more than the pipe holds.
+    while rustix::io::ioctl_fionread(&reader).unwrap() <= whole {
         thread::sleep(Duration::from_millis(1));
     }
     drop(reader);
     let (progress, sink) = writing.join().unwrap();
     assert!(progress.error.is_some());
-    let settled = progress.settled as i64;
+    assert_eq!(progress.settled, 1);
     let output = sink.output.lock();
     let End::Torn {
         position, written, ..
@@ -145,9 +183,8 @@ fn where_an_error_broke_a_line_off_is_known() {
     else {
         panic!("{:?}", output.end);
     };
-    let whole = expected(1, settled).len();
     let out = rustix::io::ioctl_fionread(&output.fd).unwrap();
-    assert_eq!((position, (whole + written) as u64), (settled + 1, out));
+    assert_eq!((position, whole + written as u64), (2, out));
 }
 
 /// Leaves the output as if only a part of the first event's line had been written.
