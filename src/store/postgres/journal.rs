@@ -606,6 +606,11 @@ impl Journal {
         sink.flat_map(|sink| sink.unsaved.keys().copied())
     }
 
+    /// Whether the server has not heard yet of a sink's mark.
+    pub(super) fn is_mark_untold(&self, sink: &str) -> bool {
+        self.sinks.get(sink).is_some_and(|sink| sink.mark_unsaved)
+    }
+
     /// Takes note of what the server was told.
     pub(super) fn saved(&mut self, sink: &str, saved: &Unsaved) {
         let Some(sink) = self.sinks.get_mut(sink) else {

@@ -319,10 +319,15 @@ impl State {
     }
 
     /// Whether the server has not heard yet how far a sink has come in some search that is held,
-    /// those with `locked` rows aside.
+    /// those with `locked` rows aside, or of the sink's mark. A mark that waits for the position of
+    /// a locked row is no reason either.
     pub(super) fn is_untold(&self, sink: &str, locked: &HashSet<i64>) -> bool {
-        let mut untold = self.journal.untold(sink);
-        untold.any(|row| self.holds.contains_key(&row) && !locked.contains(&row))
+        let untold = self.journal.untold(sink);
+        let mut held = untold.filter(|row| self.holds.contains_key(row)).peekable();
+        match held.peek() {
+            Some(_) => held.any(|row| !locked.contains(&row)),
+            None => self.journal.is_mark_untold(sink),
+        }
     }
 
     /// Whether a lease can be relied on.
@@ -697,6 +702,28 @@ mod tests {
         assert!(!state.is_untold("other", &none));
         // The next holder has to tell it.
         state.lose(held(1, 5));
+        assert!(!state.is_untold("s", &none));
+    }
+
+    #[test]
+    fn a_mark_counts_as_well_unless_it_waits_for_a_locked_row() {
+        let mut state = state();
+        let (none, locked) = (HashSet::new(), HashSet::from([1]));
+        state.hold(held(1, 5), Duration::MAX);
+        // A sink may have a mark to store before it delivers anything.
+        state
+            .journal
+            .acknowledge("s", 0, Some(b"new file".to_vec()));
+        assert!(state.is_untold("s", &none) && state.is_untold("s", &locked));
+        assert!(state.committed(held(1, 5), 1, 1));
+        state
+            .journal
+            .acknowledge("s", 1, Some(b"one line".to_vec()));
+        assert!(state.is_untold("s", &none) && !state.is_untold("s", &locked));
+        state.lose(held(1, 5));
+        assert!(state.is_untold("s", &none));
+        let (unsaved, _) = state.unsaved("s");
+        state.journal.saved("s", &unsaved);
         assert!(!state.is_untold("s", &none));
     }
 
