@@ -6,7 +6,7 @@
 //! again; after a later crash, the journal has them. The store knows nothing of OpsRamp, nor
 //! what a sink is: bodies are opaque bytes.
 
-use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -163,7 +163,15 @@ pub struct Batch {
 /// The right to deliver some events. While it is kept, no other replica is given the searches of
 /// these events, unless their leases end.
 #[derive(Clone, Debug, Default)]
-pub struct Claim(Option<Arc<postgres::Loan>>);
+pub struct Claim(Option<Arc<dyn Right>>);
+
+/// What a [`Claim`] rests on where replicas share the searches.
+pub(crate) trait Right: fmt::Debug + Send + Sync + 'static {
+    /// Whether the events may still be delivered.
+    fn holds(&self) -> bool;
+    /// What is known of earlier deliveries.
+    fn past(&self) -> Past;
+}
 
 /// What is known of a sink's earlier deliveries, where replicas share the searches. Lines of
 /// events that the sink is given again may stand anywhere in its file, not only at the end.
@@ -623,21 +631,21 @@ impl Store {
 // === impl Claim ===
 
 impl Claim {
-    fn of(loan: postgres::Loan) -> Self {
-        Self(Some(Arc::new(loan)))
+    pub(crate) fn of(right: impl Right) -> Self {
+        Self(Some(Arc::new(right)))
     }
 
     /// Whether the events may still be delivered. Ask right before delivering them.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.0.as_ref().is_none_or(|loan| loan.holds())
+        self.0.as_ref().is_none_or(|right| right.holds())
     }
 
     /// What is known of earlier deliveries. `None` if no other process ever holds a search: then
     /// all that is not acknowledged is given again, in order and before anything else.
     #[must_use]
     pub fn past(&self) -> Option<Past> {
-        self.0.as_ref().map(|loan| loan.past())
+        self.0.as_ref().map(|right| right.past())
     }
 }
 

@@ -340,9 +340,13 @@ impl SinkError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        time::Duration,
+    };
 
     use super::*;
+    use crate::store::Right;
 
     /// Delivers only after a permit has come through `may`, and reports each delivery.
     struct Patient {
@@ -376,5 +380,124 @@ mod tests {
         let progress = thread.deliver(Arc::default(), Claim::default()).await;
         assert!(progress.error.is_none(), "{progress:?}");
         assert_eq!(delivered.try_iter().count(), 1);
+    }
+
+    /// The right to events that replicas share. It is lost if the wait for the sink takes long.
+    #[derive(Clone, Debug, Default)]
+    struct Lent {
+        is_lost: Arc<AtomicBool>,
+        past: Past,
+    }
+
+    impl Right for Lent {
+        fn holds(&self) -> bool {
+            !self.is_lost.load(Ordering::SeqCst)
+        }
+
+        fn past(&self) -> Past {
+            self.past
+        }
+    }
+
+    #[derive(Debug, PartialEq, Eq)]
+    enum Call {
+        Waits(usize),
+        Past(Past),
+        Delivers(usize),
+        Reopens,
+    }
+
+    /// Reports what it is called for.
+    struct Reporter {
+        calls: mpsc::Sender<Call>,
+        /// What is lost while the writer waits.
+        loses: Option<Arc<AtomicBool>>,
+    }
+
+    impl Writer for Reporter {
+        fn wait(&mut self, events: usize) {
+            self.calls.send(Call::Waits(events)).unwrap();
+            if let Some(lost) = &self.loses {
+                lost.store(true, Ordering::SeqCst);
+            }
+        }
+
+        fn note_past(&mut self, past: Past) {
+            self.calls.send(Call::Past(past)).unwrap();
+        }
+
+        fn deliver(&mut self, events: &[Pending]) -> Progress {
+            self.calls.send(Call::Delivers(events.len())).unwrap();
+            Progress {
+                settled: events.len(),
+                ..Progress::default()
+            }
+        }
+
+        fn reopen(&mut self) {
+            self.calls.send(Call::Reopens).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_another_replica_may_deliver_by_now_is_not_delivered_and_the_past_is_told_before()
+    {
+        use Call::{Delivers, Past as Told, Reopens, Waits};
+
+        let event = Pending {
+            position: 1,
+            event: crate::store::JournalEvent {
+                event_id: Uuid::nil(),
+                at: jiff::Timestamp::UNIX_EPOCH,
+                body: bytes::Bytes::new(),
+            },
+        };
+        let events: Arc<[Pending]> = vec![event; 2].into();
+        let past = Past {
+            losses: 7,
+            ..Past::default()
+        };
+        let lent = Lent {
+            past,
+            ..Lent::default()
+        };
+        for (claim, loses, settled, expected) in [
+            (
+                Claim::of(lent.clone()),
+                None,
+                2,
+                vec![Waits(2), Told(past), Delivers(2), Reopens],
+            ),
+            // Without replicas there is no past.
+            (
+                Claim::default(),
+                None,
+                2,
+                vec![Waits(2), Delivers(2), Reopens],
+            ),
+            (
+                Claim::of(lent.clone()),
+                Some(lent.is_lost),
+                0,
+                vec![Waits(2), Reopens],
+            ),
+        ] {
+            let (sender, calls) = mpsc::channel();
+            let thread = Thread::start(
+                "reporter",
+                Reporter {
+                    calls: sender,
+                    loses,
+                },
+            );
+            let mut sink = Running::Thread(thread.map_err(|(_, error)| error).unwrap());
+            let progress = sink.deliver(Arc::clone(&events), claim, || false).await;
+            assert!(progress.error.is_none(), "{progress:?}");
+            assert_eq!(progress.settled, settled);
+            sink.reopen();
+            // What was asked before is still done, and then the writer is gone.
+            sink.close().await;
+            assert_eq!(calls.try_iter().collect::<Vec<_>>(), expected);
+        }
     }
 }

@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    AlertFilter, Backlog, Batch, Claim, Commit, Error, Held, Loaded, OpenAlert, Pending, SinkState,
-    StoredAlert,
+    AlertFilter, Backlog, Batch, Claim, Commit, Error, Held, Loaded, OpenAlert, Pending, Right,
+    SinkState, StoredAlert,
 };
 use crate::{
     clock,

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     error_chain::chain,
     identity::SearchKey,
-    store::{Error, Held, PanicReport, Past},
+    store::{Error, Held, PanicReport, Past, Right},
 };
 
 // How long locks are waited for: a part of a lease, within limits. In each round, renewals are
@@ -282,16 +282,16 @@ impl From<tokio::time::error::Elapsed> for Failure {
 
 // === impl Loan ===
 
-impl Loan {
+impl Right for Loan {
     /// Whether all leases can be relied on.
-    pub(in crate::store) fn holds(&self) -> bool {
+    fn holds(&self) -> bool {
         self.shared.look(|state| {
             let mut leases = self.leases.iter();
             leases.all(|held| state.is_held(*held))
         })
     }
 
-    pub(in crate::store) fn past(&self) -> Past {
+    fn past(&self) -> Past {
         self.past
     }
 }
