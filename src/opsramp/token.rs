@@ -454,6 +454,7 @@ impl Token {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logging::captured;
 
     /// A token endpoint whose tokens live for two hours.
     #[derive(Clone, Debug, Default)]
@@ -466,6 +467,12 @@ mod tests {
         gives: Option<&'static str>,
         /// Whether the server does not answer.
         hangs: bool,
+        /// How long the server takes to answer.
+        takes: Duration,
+        /// With what every request fails.
+        fails: Option<Error>,
+        /// The secret in its file.
+        secret: &'static str,
         /// Whether the files of the credentials cannot be read in time.
         is_without_credentials: bool,
         /// How often the lack of credentials was noted.
@@ -498,20 +505,26 @@ mod tests {
             }
             Ok(Credentials {
                 id: Secret::new("key".to_owned()),
-                secret: Secret::new("secret".to_owned()),
+                secret: Secret::new(self.conduct().secret),
             })
         }
 
         async fn request(&self, _: &Credentials) -> Result<Grant, Error> {
-            let (token, hangs) = {
+            let (token, hangs, takes, fails) = {
                 let mut conduct = self.conduct();
                 conduct.asked += 1;
                 let new = || format!("token {}", conduct.asked);
                 let token = conduct.gives.map_or_else(new, str::to_owned);
-                (token, conduct.hangs)
+                (token, conduct.hangs, conduct.takes, conduct.fails.clone())
             };
             if hangs {
                 std::future::pending::<()>().await;
+            }
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
+            if let Some(error) = fails {
+                return Err(error);
             }
             Ok(Grant {
                 token: Secret::new(token),
@@ -526,12 +539,21 @@ mod tests {
         }
     }
 
+    async fn ask(tokens: &Tokens<Server>, tenant: &str, may: impl Fn(&Secret) -> bool) -> bool {
+        ask_at(tokens, "search", tenant, may).await
+    }
+
     /// Asks the API for a tenant, and once more if a new token can be had. The API accepts tokens
     /// for which `may` is true. Returns whether a token was accepted.
-    async fn ask(tokens: &Tokens<Server>, tenant: &str, may: impl Fn(&Secret) -> bool) -> bool {
+    async fn ask_at(
+        tokens: &Tokens<Server>,
+        endpoint: &'static str,
+        tenant: &str,
+        may: impl Fn(&Secret) -> bool,
+    ) -> bool {
         let mut token = tokens.get().await.unwrap();
         if !may(&token.secret) {
-            let refuser = ("search", tenant.into());
+            let refuser = (endpoint, tenant.into());
             match tokens.replace(&token, refuser).await.unwrap() {
                 Some(next) => token = next,
                 None => return false,
@@ -539,23 +561,83 @@ mod tests {
         }
         let is_accepted = may(&token.secret);
         if is_accepted {
-            tokens.note_accepted(&token, "search", tenant);
+            tokens.note_accepted(&token, endpoint, tenant);
         }
         is_accepted
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_tenant_that_is_refused_whatever_the_token_costs_the_others_none() {
+    async fn an_endpoint_or_tenant_that_is_refused_whatever_the_token_costs_the_others_none() {
         let server = Server::default();
         let tokens = server.tokens();
         for _ in 0..100 {
             ask(&tokens, "client_1", |_| true).await;
             ask(&tokens, "client_2", |_| false).await;
+            ask_at(&tokens, "alert", "client_1", |_| false).await;
             tokio::time::advance(Duration::from_secs(5)).await;
         }
-        assert_eq!(server.asked(), 2);
+        assert_eq!(server.asked(), 1 + 2);
         // If the others are refused as well, the token is the cause.
         ask(&tokens, "client_1", |_| false).await;
+        assert_eq!(server.asked(), 1 + 2 + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_that_refuses_all_tenants_costs_no_more_tokens_than_one_that_refuses_one() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        for _ in 0..100 {
+            for tenant in ["client_1", "client_2", "client_3", "client_4"] {
+                assert!(!ask(&tokens, tenant, |_| false).await);
+            }
+            tokio::time::advance(Duration::from_secs(5)).await;
+        }
+        let asked = server.asked();
+        assert!((15..=18).contains(&asked), "{asked}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_that_are_revoked_one_after_the_other_are_each_replaced_at_once() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        for number in 1..10 {
+            let valid = format!("token {number}");
+            assert!(ask(&tokens, "client_1", |token| token.expose() == valid).await);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_need_a_token_at_the_same_time_share_one_request() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        server.conduct().takes = Duration::from_secs(1);
+        let may = |token: &Secret| token.expose() == "token 2";
+        let accepted = tokio::join!(
+            ask(&tokens, "client_1", may),
+            ask(&tokens, "client_2", may),
+            ask(&tokens, "client_1", may),
+        );
+        assert_eq!((accepted, server.asked()), ((true, true, true), 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_a_token_that_is_replaced_already_waits_for_no_request() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        let first = tokens.get().await.unwrap();
+        assert!(ask(&tokens, "client_1", |token| *token != first.secret).await);
+        server.conduct().hangs = true;
+        let hangs = ask(&tokens, "client_2", |_| false);
+        let late = async {
+            let next = tokens.replace(&first, ("search", "client_3".into())).await;
+            next.unwrap().unwrap().secret
+        };
+        tokio::select! {
+            biased;
+            _ = hangs => panic!("nobody answers"),
+            next = late => assert_eq!(next.expose(), "token 2"),
+        }
         assert_eq!(server.asked(), 3);
     }
 
@@ -592,6 +674,150 @@ mod tests {
         }
         assert!(mended.elapsed() <= MAX_PAUSE, "{:?}", mended.elapsed());
         assert!(began.elapsed() < Duration::from_secs(7200) - MAX_MARGIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_credentials_and_a_token_that_is_accepted_again_end_the_long_pauses() {
+        for has_new_credentials in [true, false] {
+            let server = Server::default();
+            let tokens = server.tokens();
+            server.conduct().gives = Some("old");
+            while server.asked() < 7 {
+                assert!(!ask(&tokens, "client_1", |_| false).await);
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+            tokio::time::advance(REFUSAL_PAUSE).await;
+            if has_new_credentials {
+                server.conduct().secret = "rotated";
+            } else {
+                assert!(ask(&tokens, "client_1", |_| true).await);
+            }
+            server.conduct().gives = Some("new");
+            assert!(ask(&tokens, "client_1", |token| token.expose() == "new").await);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_to_a_request_from_before_a_token_came_back_does_not_count_for_it() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        server.conduct().gives = Some("old");
+        let sent = tokens.get().await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!ask(&tokens, "client_1", |_| false).await);
+        tokens.note_accepted(&sent, "search", "client_2");
+        server.conduct().gives = Some("new");
+        tokio::time::advance(REFUSAL_PAUSE).await;
+        assert!(ask(&tokens, "client_1", |token| token.expose() == "new").await);
+    }
+
+    /// Needs a token all the time until one is requested. Returns how long that takes.
+    async fn until_asked(server: &Server, tokens: &Tokens<Server>) -> Duration {
+        let (asked, began) = (server.asked(), Instant::now());
+        loop {
+            tokens.get().await.ok();
+            if server.asked() > asked {
+                return began.elapsed();
+            }
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_failures_requests_pause_longer_and_longer_or_as_long_as_the_server_asks() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        let throttled = |seconds: Option<u64>| {
+            let retry_after = seconds.map(Duration::from_secs);
+            Some(Error::Throttled { retry_after })
+        };
+        server.conduct().fails = throttled(None);
+        until_asked(&server, &tokens).await;
+        for longest in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            let pause = until_asked(&server, &tokens).await.as_secs_f64();
+            let longest = f64::from(longest);
+            assert!((0.75 * longest..longest + 0.2).contains(&pause), "{pause}");
+        }
+        // New credentials may be better.
+        server.conduct().fails = throttled(Some(1000));
+        server.conduct().secret = "rotated";
+        assert_eq!(until_asked(&server, &tokens).await, Duration::ZERO);
+        server.conduct().fails = throttled(Some(1));
+        assert_eq!(until_asked(&server, &tokens).await.as_secs(), 1000);
+        assert!(until_asked(&server, &tokens).await.as_secs() >= 225);
+        // A success ends the long pauses.
+        server.conduct().fails = None;
+        until_asked(&server, &tokens).await;
+        tokio::time::advance(Duration::from_secs(7200)).await;
+        server.conduct().fails = throttled(None);
+        until_asked(&server, &tokens).await;
+        assert!(until_asked(&server, &tokens).await <= Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewals_are_spread_around_the_last_tenth_of_a_life_or_its_last_five_minutes() {
+        let now = Instant::now();
+        for (life, margin) in [(20, 2.0), (7200, 300.0)] {
+            let grant = Grant {
+                token: Secret::new("a"),
+                life: Duration::from_secs(life),
+                scope: None,
+                took: Duration::ZERO,
+            };
+            let mut margins: Vec<f64> = (0..1000)
+                .map(|_| Token::new(grant.clone(), false, now))
+                .map(|token| (token.expires_at - token.renew_at).as_secs_f64() / margin)
+                .collect();
+            margins.sort_by(f64::total_cmp);
+            let (least, most) = (margins[0], margins[999]);
+            assert!((0.749..0.8).contains(&least), "{least}");
+            assert!((1.2..1.251).contains(&most), "{most}");
+        }
+    }
+
+    /// Whether the token is renewed a minute before its end.
+    async fn is_renewed(server: &Server, tokens: &Tokens<Server>) -> bool {
+        let left = tokens.get().await.unwrap().remaining();
+        tokio::time::advance(left - Duration::from_secs(60)).await;
+        let asked = server.asked();
+        tokens.get().await.unwrap();
+        tokio::task::yield_now().await;
+        server.asked() > asked
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_comes_back_at_its_renewal_serves_to_its_end_and_any_other_does_not() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        server.conduct().gives = Some("shared");
+        assert!(is_renewed(&server, &tokens).await);
+        assert!(!is_renewed(&server, &tokens).await);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        server.conduct().gives = None;
+        assert!(is_renewed(&server, &tokens).await);
+        assert!(is_renewed(&server, &tokens).await);
+        // One that comes back only because it was refused is not at its renewal.
+        tokio::time::advance(Duration::from_secs(7200)).await;
+        server.conduct().gives = Some("refused");
+        assert!(!ask(&tokens, "client_1", |_| false).await);
+        assert!(is_renewed(&server, &tokens).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_fails_is_told_though_no_caller_sees_it() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        let first = tokens.get().await.unwrap();
+        tokio::time::advance(Duration::from_secs(7200 - 60)).await;
+        server.conduct().fails = Some(Error::Throttled { retry_after: None });
+        let (lines, _logging) = captured();
+        assert_eq!(at_once(&tokens).await, first.secret);
+        tokio::task::yield_now().await;
+        let lines = lines.lock().clone();
+        assert!(
+            lines.len() == 1 && lines[0].contains("could not be renewed"),
+            "{lines:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -691,5 +917,19 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(300)).await;
         assert!(!tokens.get().await.unwrap_err().is_echo());
         assert_eq!(server.conduct().lacked, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_are_refused_while_credentials_do_not_come_wait_for_them_once() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        let token = tokens.get().await.unwrap();
+        server.conduct().is_without_credentials = true;
+        let began = Instant::now();
+        let replace = |tenant: &str| tokens.replace(&token, ("search", tenant.into()));
+        let (first, second) = tokio::join!(replace("client_1"), replace("client_2"));
+        assert_eq!(began.elapsed().as_secs(), 5);
+        let echoes = [first, second].map(|got| got.unwrap_err().is_echo());
+        assert_eq!(echoes, [false, true]);
     }
 }
