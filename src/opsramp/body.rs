@@ -138,10 +138,14 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn headers(coding: &'static str) -> HeaderMap {
+        let coding = HeaderValue::from_static(coding);
+        HeaderMap::from_iter([(CONTENT_ENCODING, coding)])
+    }
+
     /// Reads a body of this coding that comes in pieces of `piece` bytes.
     async fn read(coding: &'static str, body: &[u8], piece: usize) -> Result<Vec<u8>, BodyError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
+        let headers = headers(coding);
         let share = Share::default();
         let mut taken = Body::new(&headers, Some(body.len() as u64), LIMIT, &share);
         for chunk in body.chunks(piece) {
@@ -187,7 +191,8 @@ mod tests {
         let longest = vec![b' '; LIMIT as usize];
         let longer = vec![b' '; LIMIT as usize + 1];
         let far_too_long = vec![b' '; 20 * LIMIT as usize];
-        assert!(read("gzip", &compressed(&longest), 100).await.unwrap() == longest);
+        let compressed_longest = [compressed(&longest), compressed(&[])].concat();
+        assert!(read("gzip", &compressed_longest, 100).await.unwrap() == longest);
         assert!(read("", &longest, 10_000).await.unwrap() == longest);
         for (coding, body) in [
             ("gzip", compressed(&longer)),
@@ -222,5 +227,45 @@ mod tests {
             panic!("it is not compressed");
         };
         assert!(bytes.capacity() <= 1024 * 1024, "{}", bytes.capacity());
+    }
+
+    #[tokio::test]
+    async fn a_body_takes_the_memory_that_it_was_announced_with_and_no_more() {
+        const LENGTH: usize = 9 << 20;
+        let share = Share::default();
+        for (expected, is_exact) in [
+            (Some(LENGTH as u64), true),
+            (Some(1 << 40), false),
+            (None, false),
+        ] {
+            let mut body = Body::new(&HeaderMap::new(), expected, 16 << 20, &share);
+            for chunk in vec![b' '; LENGTH].chunks(100_000) {
+                body.push(chunk).await.unwrap();
+            }
+            let capacity = body.finish().unwrap().0.capacity();
+            assert!(capacity <= 2 * LENGTH, "{expected:?}: {capacity}");
+            assert_eq!(capacity == LENGTH, is_exact, "{expected:?}: {capacity}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_body_keeps_its_turns_until_it_is_no_longer_needed() {
+        let long = vec![b' '; 2 * LIMIT as usize];
+        let share = Share::default();
+        for (coding, bytes) in [("", long.clone()), ("gzip", compressed(&long))] {
+            let mut body = Body::new(&headers(coding), None, 2 * LIMIT, &share);
+            body.push(&bytes).await.unwrap();
+            let (_bytes, room) = body.finish().unwrap();
+            assert_eq!(room.limit(), 8 << 20, "{coding}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_decompresses_to_too_much_is_given_up_before_all_of_it_is_there() {
+        let bomb = compressed(&vec![b' '; 20 * LIMIT as usize]);
+        let share = Share::default();
+        let mut body = Body::new(&headers("gzip"), None, LIMIT, &share);
+        let pushed = body.push(&bomb).await;
+        assert!(matches!(pushed, Err(BodyError::TooLarge)), "{pushed:?}");
     }
 }

@@ -650,9 +650,14 @@ mod tests {
         secret::{Secret, SecretSource},
     };
 
-    /// Notes how requests were answered, and nothing else that happens on the wire.
+    /// Notes how requests were answered and what became of the token, and nothing else that happens
+    /// on the wire.
     #[derive(Debug, Default)]
-    struct Notes(Mutex<Vec<(Endpoint, Option<u16>)>>);
+    struct Notes(
+        Mutex<Vec<(Endpoint, Option<u16>)>>,
+        /// What became of the token.
+        Mutex<Vec<&'static str>>,
+    );
 
     impl Notes {
         fn of(&self, endpoint: Endpoint) -> Vec<Option<u16>> {
@@ -667,8 +672,18 @@ mod tests {
             self.0.lock().push((endpoint, status));
         }
         fn token_requested(&self) {}
-        fn token_obtained(&self, _: Duration, _: Timestamp) {}
-        fn token_failed(&self, _: &'static str, _: &Error) {}
+        fn token_obtained(&self, _: Duration, _: Timestamp) {
+            self.1.lock().push("obtained");
+        }
+        fn token_lost(&self) {
+            self.1.lock().push("lost");
+        }
+        fn token_regained(&self, _: Timestamp, _: bool) {
+            self.1.lock().push("regained");
+        }
+        fn token_failed(&self, reason: &'static str, _: &Error) {
+            self.1.lock().push(reason);
+        }
         fn rate_limit(&self, _: &str, _: RateLimit) {}
         fn throttled(&self, _: &str, _: Duration) {}
     }
@@ -709,7 +724,7 @@ mod tests {
     async fn client_at(url: String, notes: Arc<Notes>) -> Client {
         let options = Options {
             connect_timeout: Duration::from_secs(30),
-            max_response_size: 1 << 20,
+            max_response_size: 2 << 20,
             ..Options::new(
                 "acme".into(),
                 url,
@@ -787,6 +802,136 @@ mod tests {
                 let error = search(&client.await).await.unwrap_err();
                 assert_eq!(error.reason(), reason, "{}", error.chain());
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_token_request_comes_to_is_told_as_what_it_is() {
+        let huge = [b' '; 100_000];
+        for (head, body, noted, told) in [
+            (
+                "400 No",
+                &b"no"[..],
+                "rejected",
+                "the token endpoint rejects the credentials (400): no",
+            ),
+            (
+                "401 No",
+                b"no",
+                "rejected",
+                "the token endpoint rejects the credentials (401): no",
+            ),
+            (
+                "403 No",
+                b"no",
+                "rejected",
+                "the token endpoint rejects the credentials (403): no",
+            ),
+            ("500 No", b"no", "http", "token answered 500: no"),
+            (
+                "201 OK",
+                b"no",
+                "decode",
+                "token answered 201 with something that is no token answer",
+            ),
+            (
+                "200 OK",
+                &huge,
+                "decode",
+                "token answered more than 65536 bytes",
+            ),
+            (
+                "429 No\r\nRetry-After: 60",
+                b"",
+                "throttled",
+                "the rate limit is exceeded (429)",
+            ),
+        ] {
+            let notes = Arc::<Notes>::default();
+            let answer = response(head, body);
+            let client = observed_client_of(move |_| answer.clone(), Arc::clone(&notes)).await;
+            let error = client.token().await.unwrap_err();
+            assert_eq!(error.chain(), told);
+            let forbidden = matches!(
+                error,
+                Error::Auth {
+                    forbidden: true,
+                    ..
+                }
+            );
+            assert!(!forbidden, "there is no token that could be accepted");
+            if let Error::Throttled { retry_after } = error {
+                assert_eq!(retry_after, Some(Duration::from_secs(60)));
+            }
+            let status = head[..3].parse().ok();
+            assert_eq!(notes.of(Endpoint::Token), [status], "{head}");
+            assert_eq!(*notes.1.lock(), [noted], "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_lost_when_no_other_can_be_had_and_regained_when_it_is_accepted_again() {
+        let (tokens, searches) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let notes = Arc::<Notes>::default();
+        let client = observed_client_of(
+            move |request| {
+                if request.starts_with("POST") {
+                    return match tokens.fetch_add(1, Ordering::Relaxed) {
+                        0 => token("a", 7200),
+                        _ => response("500 No", b""),
+                    };
+                }
+                match searches.fetch_add(1, Ordering::Relaxed) {
+                    0 => response("407 No", b""),
+                    // The right may be lacking, but the token is accepted.
+                    1 => response("403 No", b"no"),
+                    _ => response("200 OK", b"{}"),
+                }
+            },
+            Arc::clone(&notes),
+        )
+        .await;
+        assert_eq!(search(&client).await.unwrap_err().reason(), "http");
+        assert_eq!(*notes.1.lock(), ["obtained", "http", "lost"]);
+        let error = search(&client).await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Auth {
+                    forbidden: true,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        search(&client).await.unwrap();
+        assert_eq!(*notes.1.lock(), ["obtained", "http", "lost", "regained"]);
+    }
+
+    #[tokio::test]
+    async fn an_alert_that_the_server_does_not_know_is_no_failure_and_other_refusals_are() {
+        let client = client_of(|request| {
+            if request.starts_with("POST") {
+                return token("a", 7200);
+            }
+            let path = request.split(' ').nth(1).unwrap();
+            let id = path.strip_prefix("/api/v2/tenants/client%2F1/alerts/");
+            match id.unwrap() {
+                "gone" => response("404 Not Found", b""),
+                "unknown" => response("500 No", br#"{"code": "0003"}"#),
+                "a%3Fb%2Fc" => response("200 OK", b"{}"),
+                "long" => response("200 OK", &[b' '; MAX_ALERT_ANSWER as usize + 1]),
+                _ => response("500 No", br#"{"code": "0004"}"#),
+            }
+        })
+        .await;
+        for id in ["gone", "unknown", "", ".", ".."] {
+            assert!(client.alert("client/1", id).await.unwrap().is_none());
+        }
+        assert!(client.alert("client/1", "a?b/c").await.unwrap().is_some());
+        for (id, reason) in [("other", "http"), ("long", "too_large")] {
+            let error = client.alert("client/1", id).await.unwrap_err();
+            assert_eq!(error.reason(), reason, "{id}");
         }
     }
 

@@ -260,6 +260,11 @@ mod tests {
                 r#"{"access_token":""}"#,
                 "200 with an access_token that no header can hold",
             ),
+            (
+                200,
+                r#"{"access_token":"a\nb"}"#,
+                "200 with an access_token that no header can hold",
+            ),
         ] {
             let error = read_token(status, body.as_bytes()).unwrap_err();
             assert_eq!(error.to_string(), format!("token answered {told}"));
