@@ -82,6 +82,8 @@ fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_kee
         (0o666, 0o600),
         (0o664, 0o660),
         (0o604, 0o600),
+        (0o744, 0o700),
+        (0o774, 0o770),
     ] {
         fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
         let file = open(&path).unwrap();
@@ -155,6 +157,9 @@ fn the_file_is_durable_checked_and_small_in_memory() {
     assert_eq!(text("journal_mode"), "wal");
     assert_eq!(number("synchronous"), 2);
     assert_eq!(number("foreign_keys"), 1);
+    assert_eq!(number("trusted_schema"), 0);
+    assert_eq!(number("temp_store"), 2);
+    assert_eq!(number("busy_timeout"), 5000);
     assert_eq!(number("cache_size"), -2048);
     assert_eq!(number("application_id"), i64::from(APPLICATION_ID));
     assert_eq!(number("user_version"), MIGRATIONS.len() as i64);
@@ -450,6 +455,55 @@ fn a_file_of_the_state_that_is_gone_is_noticed_and_one_that_came_back_too() {
 }
 
 #[test]
+fn a_file_that_cannot_be_looked_at_is_not_in_place_and_hides_no_other_that_is_gone() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let file = open(&path).unwrap();
+    let log = with_suffix(&path, "-wal");
+    fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink(&log, &log).unwrap();
+    file.files().gone_suffix().unwrap_err();
+    assert!(!file.files().are_in_place());
+    fs::remove_file(with_suffix(&path, "-shm")).unwrap();
+    assert_eq!(file.files().gone_suffix().unwrap(), Some("-shm"));
+}
+
+#[test]
+fn after_a_failed_write_the_log_is_copied_and_kept_short() {
+    let folder = folder();
+    let mut file = open(&folder.path().join("state.db")).unwrap();
+    file.connection()
+        .execute_batch("INSERT INTO sink (name, position) VALUES ('s', 0)")
+        .unwrap();
+    file.save_room();
+    let log = checkpoint(file.reader(), "NOOP").unwrap();
+    assert_eq!(log.copied, log.pages);
+    let copied_at = file
+        .reader()
+        .pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0));
+    assert_eq!(copied_at, Ok(LOG_PAGES_IN_NEED));
+}
+
+#[test]
+fn a_lock_that_cannot_be_taken_ends_no_exporter_that_runs_and_lets_none_begin() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let mut file = open(&path).unwrap();
+    let lock = with_suffix(&path, ".lock");
+    fs::remove_file(&lock).unwrap();
+    fs::create_dir(&lock).unwrap();
+    let (lines, _logging) = captured();
+    file.keep_lock().unwrap();
+    let lines = lines.lock().clone();
+    assert!(
+        lines.len() == 1 && lines[0].contains("cannot be taken again"),
+        "{lines:?}"
+    );
+    let problem = problem(&path);
+    assert!(problem.contains(".lock cannot be opened"), "{problem}");
+}
+
+#[test]
 fn a_lock_whose_file_was_removed_is_taken_again() {
     let folder = folder();
     let path = folder.path().join("state.db");
@@ -522,7 +576,9 @@ fn a_lock_that_was_moved_away_and_back_still_is_the_states_lock() {
     // The same for the lock alone; its place was taken in the meantime.
     let (lock, aside) = (with_suffix(&path, ".lock"), place.join("aside"));
     fs::rename(&lock, &aside).unwrap();
-    file.keep_lock().unwrap();
+    for _ in 0..2 {
+        file.keep_lock().unwrap();
+    }
     fs::rename(&aside, &lock).unwrap();
     file.keep_lock().unwrap();
     is_locked(&path);
