@@ -382,6 +382,45 @@ mod tests {
         assert_eq!(delivered.try_iter().count(), 1);
     }
 
+    /// Ends its thread with the first delivery.
+    struct Panics;
+
+    impl Writer for Panics {
+        fn deliver(&mut self, _events: &[Pending]) -> Progress {
+            panic!("on purpose");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_has_ended_fails_what_it_is_given_and_what_comes_after() {
+        let thread = Thread::start("panics", Panics);
+        let mut thread = thread.map_err(|(_, error)| error).unwrap();
+        let error = async |thread: &Thread| {
+            let progress = thread.deliver(Arc::default(), Claim::default()).await;
+            progress.error.unwrap()
+        };
+        assert!(matches!(error(&thread).await, SinkError::Ended));
+        (&mut thread.ended).await.unwrap_err();
+        assert!(matches!(error(&thread).await, SinkError::Ended));
+    }
+
+    #[test]
+    fn only_an_output_that_nobody_will_read_and_a_bug_end_the_process() {
+        use crate::deliver::{journald, stdout};
+
+        let reason = || io::Error::from(io::ErrorKind::Other);
+        for (error, is_fatal) in [
+            (stdout::Error::Closed(reason()).into(), true),
+            (stdout::Error::Write(reason()).into(), false),
+            (journald::Error::Socket(reason()).into(), false),
+            (SinkError::Start(reason()), false),
+            (SinkError::Ended, true),
+        ] {
+            let error: SinkError = error;
+            assert_eq!(error.is_fatal(), is_fatal, "{error:?}");
+        }
+    }
+
     /// The right to events that replicas share. It is lost if the wait for the sink takes long.
     #[derive(Clone, Debug, Default)]
     struct Lent {

@@ -425,6 +425,19 @@ fn migrations_lead_from_every_version_to_the_same_tables() {
 }
 
 #[test]
+fn a_file_that_is_yet_to_be_migrated_is_sound_and_an_inspection_leaves_it_as_it_is() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let mut old = Connection::open(&path).unwrap();
+    migrate(&mut old, 0, &MIGRATIONS[..1]).unwrap();
+    drop(old);
+    let before = fs::read(&path).unwrap();
+    super::super::inspect(&path).unwrap();
+    assert!(fs::read(&path).unwrap() == before, "it was written to");
+    open(&path).unwrap();
+}
+
+#[test]
 fn migrations_are_done_all_or_none() {
     let folder = folder();
     let path = folder.path().join("state.db");
