@@ -800,7 +800,10 @@ mod tests {
                     answer.clone()
                 });
                 let error = search(&client.await).await.unwrap_err();
-                assert_eq!(error.reason(), reason, "{}", error.chain());
+                let told = error.chain();
+                assert_eq!(error.reason(), reason, "{told}");
+                let tells_of_body = told.ends_with("(its body cannot be read)");
+                assert_eq!(tells_of_body, reason != "throttled", "{told}");
             }
         }
     }
@@ -920,7 +923,6 @@ mod tests {
                 "gone" => response("404 Not Found", b""),
                 "unknown" => response("500 No", br#"{"code": "0003"}"#),
                 "a%3Fb%2Fc" => response("200 OK", b"{}"),
-                "long" => response("200 OK", &[b' '; MAX_ALERT_ANSWER as usize + 1]),
                 _ => response("500 No", br#"{"code": "0004"}"#),
             }
         })
@@ -929,10 +931,27 @@ mod tests {
             assert!(client.alert("client/1", id).await.unwrap().is_none());
         }
         assert!(client.alert("client/1", "a?b/c").await.unwrap().is_some());
-        for (id, reason) in [("other", "http"), ("long", "too_large")] {
-            let error = client.alert("client/1", id).await.unwrap_err();
-            assert_eq!(error.reason(), reason, "{id}");
-        }
+        let error = client.alert("client/1", "other").await.unwrap_err();
+        assert_eq!(error.reason(), "http");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_tells_whether_its_limit_can_be_raised() {
+        let client = client_of(|request| {
+            if request.starts_with("POST") {
+                return token("a", 7200);
+            }
+            response("200 OK", &[b' '; (2 << 20) + 1])
+        })
+        .await;
+        assert_eq!(
+            search(&client).await.unwrap_err().chain(),
+            "search answered more than 2097152 bytes; raise max_response_size if that is right"
+        );
+        assert_eq!(
+            client.alert("client_1", "1").await.unwrap_err().chain(),
+            "alert answered more than 1048576 bytes"
+        );
     }
 
     #[tokio::test]

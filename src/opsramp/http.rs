@@ -462,6 +462,28 @@ pub(super) fn redirect_or_excerpt(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{opsramp::ProxyUrl, secret::SecretSource};
+
+    #[tokio::test]
+    async fn the_secrets_that_were_sent_last_are_remembered_and_those_of_proxies_for_good() {
+        let key = || SecretSource::Value(Secret::new("key"));
+        let proxy_url = ProxyUrl(Secret::new("http://user:word@proxy.example:3128"));
+        let options = Options {
+            proxy_url: Some(proxy_url),
+            ..Options::new("acme".into(), "https://a.example".into(), key(), key())
+        };
+        let http = Http::new(options).await.unwrap();
+        let of_proxies = http.sent_secrets();
+        assert!(!of_proxies.is_empty());
+        let secret = |number: usize| Secret::new(format!("secret {number}"));
+        // One that is sent once more is the last one again.
+        for number in (0..20).chain([9, 9, 20]) {
+            http.note_sent(&secret(number));
+        }
+        let last = (10..20).chain([9, 20]).map(secret);
+        let expected: Vec<_> = of_proxies.iter().cloned().chain(last).collect();
+        assert_eq!(*http.sent_secrets(), expected);
+    }
 
     #[test]
     fn an_answer_that_names_a_place_is_a_redirect_only_where_its_status_says_so() {

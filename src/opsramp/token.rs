@@ -475,6 +475,8 @@ mod tests {
         secret: &'static str,
         /// Whether the files of the credentials cannot be read in time.
         is_without_credentials: bool,
+        /// Why not.
+        reason: &'static str,
         /// How often the lack of credentials was noted.
         lacked: u64,
     }
@@ -497,7 +499,7 @@ mod tests {
         async fn credentials(&self) -> Result<Credentials, Error> {
             if self.conduct().is_without_credentials {
                 tokio::time::sleep(Duration::from_secs(5)).await;
-                let what = "no answer".to_owned();
+                let what = self.conduct().reason.to_owned();
                 return Err(Error::Auth {
                     what,
                     forbidden: false,
@@ -914,9 +916,16 @@ mod tests {
         let echoes = [first, second, third].map(|got| got.unwrap_err().is_echo());
         assert_eq!(echoes, [false, true, true]);
         assert_eq!(server.conduct().lacked, 1);
-        tokio::time::sleep(Duration::from_secs(300)).await;
-        assert!(!tokens.get().await.unwrap_err().is_echo());
-        assert_eq!(server.conduct().lacked, 2);
+        for lacked in 2..7 {
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            assert!(!tokens.get().await.unwrap_err().is_echo());
+            assert_eq!(server.conduct().lacked, lacked);
+        }
+        // The reason may be another one by now, and that one is told.
+        server.conduct().reason = "it is empty";
+        let error = tokens.get().await.unwrap_err();
+        assert!(error.is_echo(), "{error:?}");
+        assert!(error.chain().contains("it is empty"), "{error:?}");
     }
 
     #[tokio::test(start_paused = true)]
