@@ -761,6 +761,30 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_other_searches_are_forgotten_and_what_is_held_stays() {
+        let mut state = state();
+        for row in [1, 2] {
+            state.hold(held(row, 5), Duration::MAX);
+        }
+        assert!(state.committed(held(2, 5), 1, 1));
+        state.journal.acknowledge("s", 1, None);
+        state.want(vec![key("2")]);
+        let (wish, _) = state.wish().unwrap();
+        state.fulfil(wish, HashMap::from([(key("2"), 2)]));
+        state.forget_rows(&[2]);
+        assert_eq!((state.leases(), state.take_late()), (vec![held(1, 5)], 1));
+        assert!(state.wish().is_some());
+        assert!(state.committed(held(1, 5), 1, 1));
+        // The row's first event is another one now.
+        state
+            .journal
+            .adopt(held(2, 6), 5, 1, &[("s".to_owned(), 0)]);
+        let rows = state.journal.next("s", 9);
+        let rows: Vec<_> = rows.iter().map(|it| (it.row, it.first)).collect();
+        assert_eq!(rows, [(1, 1), (2, 1)]);
+    }
+
+    #[test]
     fn what_is_held_may_be_taken_up_again_without_waiting_for_a_turn() {
         let mut state = state();
         state.wanted = HashMap::from([(key("1"), 1), (key("2"), 2)]);
@@ -787,6 +811,11 @@ mod tests {
         // No other replica takes up a search that is held here.
         state.hold(held(2, 5), Duration::MAX);
         assert!(!state.meet_lock(&key("2")));
+        // A search that has left and comes back begins anew.
+        let wanted = state.wanted.clone();
+        state.fulfil(0, HashMap::new());
+        state.fulfil(0, wanted);
+        assert!(state.meet_lock(&key("1")));
     }
 
     #[test]
@@ -871,8 +900,10 @@ mod tests {
         state.hold(held(1, 5), Duration::ZERO);
         state.expire();
         assert!(!state.journal.is_unclear("s"), "nothing has waited");
+        let dropped = state.journal.dropped();
         assert!(state.committed(held(1, 5), 1, 1));
         assert!(state.journal.is_unclear("s"));
+        assert_ne!(state.journal.dropped(), dropped, "nobody hears of it");
         // The next lease on the search finds the event.
         state.hold(held(1, 6), Duration::MAX);
         state.journal.adopt(held(1, 6), 5, 1, &[]);

@@ -71,9 +71,11 @@ fn what_follows_is_one_range_and_a_batch_may_end_within_it() {
     assert_eq!(journal.next("s", 2), [range(1001, A, 1, 2)]);
     assert_eq!(journal.next("s", 0), []);
 
+    journal.lend("s", all.to_vec());
     journal.acknowledge("s", 1002, None);
     assert_eq!(journal.next("s", 4), [range(1003, A, 3, 3), all[1]]);
     assert_eq!(journal.backlog("s"), undated(5, &[(A, 3)]));
+    assert_eq!(unsaved(&mut journal).positions, [(A, 2)]);
     journal.acknowledge("s", 1006, None);
     let told = unsaved(&mut journal);
     assert_eq!(told.positions, [(A, 5), (B, 1)]);
@@ -100,15 +102,23 @@ fn a_sink_that_others_have_named_a_while_ago_begins_where_the_server_says() {
     let mut journal = journal(&["s"]);
     journal.append(A, 1, 3);
     journal.append(B, 1, 1);
-    let own = ["s", "t", "u"].map(str::to_owned);
+    let own = ["s", "t", "u", "v"].map(str::to_owned);
     let at = |sink: &str, row, position| Position {
         sink: sink.to_owned(),
         row,
         position,
     };
-    // The sink has all events of one search, and another search is not held.
-    let positions = [at("t", A, 1), at("t", B, 1), at("t", 99, 0), at("u", A, 2)];
+    // The first sink has all events of one search, and another search is not held. The last one
+    // was named after a commit whose answer is still to come.
+    let positions = [
+        at("t", A, 1),
+        at("t", B, 1),
+        at("t", 99, 0),
+        at("u", A, 2),
+        at("v", A, 4),
+    ];
     journal.set_sinks(&own, &own, &positions);
+    assert_eq!(journal.backlog("v"), undated(0, &[]));
     journal.append(A, 4, 1);
     let next = [inherited(1005, A, 2, 2), range(1008, A, 4, 1)];
     assert_eq!(journal.next("t", 99), next);
@@ -129,6 +139,7 @@ fn a_sink_that_is_named_again_goes_on_where_the_server_says_by_then() {
     journal.lend("t", lent);
     journal.set_sinks(&one, &both, &[]);
     journal.append(A, 4, 2);
+    let dropped = journal.dropped();
     // Others have given the sink up and named it again, before the last events.
     let positions = [(A, 4), (B, 0)].map(|(row, position)| Position {
         sink: "t".to_owned(),
@@ -136,6 +147,7 @@ fn a_sink_that_is_named_again_goes_on_where_the_server_says_by_then() {
         position,
     });
     journal.set_sinks(&both, &both, &positions);
+    assert_ne!(journal.dropped(), dropped, "nobody hears of it");
     let next = [inherited(1009, A, 5, 1), inherited(1010, B, 1, 3)];
     assert_eq!(journal.next("t", 99), next);
     assert_eq!(journal.backlog("t").unwrap().events, 4);
@@ -158,14 +170,20 @@ fn a_sink_that_is_named_again_goes_on_where_the_server_says_by_then() {
 
 #[test]
 fn a_search_is_taken_up_where_each_sink_has_come_to() {
-    let mut journal = journal(&["fast", "slow"]);
+    let mut journal = journal(&["fast", "new", "slow"]);
     journal.adopt(held(A, 2), 1, 10, &progress(&[("fast", 9), ("slow", 4)]));
     assert_eq!(journal.next("slow", 99), [inherited(1001, A, 5, 6)]);
     // The same event has the same place for both.
     assert_eq!(journal.next("fast", 99), [inherited(1006, A, 10, 1)]);
+    // The server was asked before this sink was entered, and the sink begins with the next event.
+    assert_eq!(journal.next("new", 99), []);
     journal.append(A, 11, 1);
     let both = [inherited(1006, A, 10, 1), range(1007, A, 11, 1)];
     assert_eq!(journal.next("fast", 99), both);
+    assert_eq!(journal.next("new", 99), both[1..]);
+    // Only what was there may have been delivered before.
+    let is_inherited = |ranges: &[Range]| journal.past("fast", ranges).is_inherited;
+    assert!(is_inherited(&both) && !is_inherited(&both[1..]));
     assert_eq!(journal.end(), 1007);
 }
 
@@ -180,7 +198,9 @@ fn what_was_delivered_while_the_search_was_lost_is_not_delivered_again() {
     journal.acknowledge("s", 1002, None);
     journal.give_back("s", loan);
     assert!(!journal.is_lent(A));
-    // The server has not heard of the delivery, and the search comes back.
+    // The server does not hear of the delivery, as long as the search may be another's. Then the
+    // search comes back.
+    assert_eq!(journal.unsaved("s", |_| false), Unsaved::default());
     journal.adopt(held(A, 2), 1, 3, &progress(&[("s", 0)]));
     assert_eq!(journal.next("s", 99), [inherited(1004, A, 3, 1)]);
     assert_eq!(unsaved(&mut journal).positions, [(A, 2)]);
@@ -268,6 +288,15 @@ fn what_waits_for_others_sinks_takes_up_room() {
     journal.unreserve(3);
     journal.acknowledge("own", 3, None);
     assert!(!journal.reserve(2));
+    // No delivery here makes room, and no other sink is in the way of what fits exactly.
+    assert!(!journal.waits(A));
+    assert_eq!(journal.in_the_way_of(1), [""; 0]);
+    assert_eq!(journal.in_the_way_of(2), ["others"]);
+    assert_eq!(journal.in_the_way_of(4), ["others"]);
+    assert_eq!(journal.in_the_way_of(5), [""; 0]);
+    assert!(journal.reserve(1));
+    assert_eq!(journal.in_the_way_of(1), ["others"]);
+    journal.unreserve(1);
     journal.set_sinks(&[name("own")], &[name("own")], &[]);
     assert!(journal.reserve(4));
     assert!(!journal.reserve(1));
@@ -282,12 +311,22 @@ fn an_old_place_changes_nothing_and_a_mark_is_told_once() {
     journal.append(A, 1, 3);
     journal.acknowledge("s", 1002, Some(b"new".to_vec()));
     journal.acknowledge("s", 1001, Some(b"old".to_vec()));
+    // Neither a repetition nor what the server knows makes the new mark one that was told.
+    journal.acknowledge("s", 1002, Some(b"new".to_vec()));
+    journal.set_mark("s", Some(b"old".to_vec()));
     let told = unsaved(&mut journal);
     assert_eq!(told.mark, Some(Some(b"new".to_vec())));
-    journal.acknowledge("s", 1002, None);
-    // The mark has changed since it was told, so the new one is still to be told.
+    journal.acknowledge("s", 1003, None);
+    // The sink has come further since that was told, and the mark has changed.
     journal.saved("s", &told);
-    assert_eq!(unsaved(&mut journal).mark, Some(None));
+    let told = unsaved(&mut journal);
+    assert_eq!(
+        (&told.positions[..], &told.mark),
+        (&[(A, 3)][..], &Some(None))
+    );
+    journal.saved("s", &told);
+    journal.acknowledge("s", 1003, None);
+    assert_eq!(unsaved(&mut journal), Unsaved::default());
     // Nothing can have been delivered beyond the end.
     journal.acknowledge("s", i64::MAX, None);
     journal.append(A, 4, 1);
@@ -317,6 +356,8 @@ fn what_is_being_delivered_while_the_search_is_taken_up_again_counts() {
     journal.adopt(held(A, 2), 1, 3, &progress(&[("s", 0)]));
     journal.give_back("s", loan + 1);
     assert!(journal.is_lent(A));
+    let at = Timestamp::UNIX_EPOCH;
+    journal.date("s", &HashMap::from([((A, 1), at)]));
     journal.acknowledge("s", 1002, None);
     let left = [range(1004, B, 1, 1), inherited(1007, A, 3, 1)];
     assert_eq!(journal.next("s", 99), left);
@@ -405,5 +446,14 @@ fn what_was_being_delivered_of_a_lost_search_is_clear_once_it_is_delivered() {
     journal.append(A, 3, 2);
     lose_lent(&mut journal, 1);
     journal.acknowledge("s", 1003, None);
+    assert!(journal.is_unclear("s"));
+    // A commit may have been done of which nobody knows. Losing what is known clears nothing up.
+    journal.resolve_unclear(|_, row| row == A);
+    journal.append(B, 1, 1);
+    let lent = journal.next("s", 1);
+    journal.lend("s", lent);
+    journal.doubt(B, i64::MAX);
+    journal.lose_search(B);
+    journal.acknowledge("s", 1005, None);
     assert!(journal.is_unclear("s"));
 }

@@ -44,6 +44,27 @@ async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_under_an_earlier_epoch_changes_nothing_of_the_same_replicas_lease() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    let earlier = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = store.take_up(&a_search(), second(2)).await.unwrap().held;
+    assert!(held.epoch > earlier.epoch);
+    let before = sql(&url, "SELECT * FROM search");
+    let shared = shared(&store);
+    let me = shared.number().unwrap();
+    let mut session = shared.pool.session().await.unwrap();
+    let advanced = alerts::advance(&mut session, earlier, me, 1, true).await;
+    assert_eq!(advanced.unwrap(), None);
+    keeper::renew_leases(shared, &mut session, me, &[earlier])
+        .await
+        .unwrap();
+    drop(session);
+    keeper::give_back(shared, &[earlier]).await.unwrap();
+    assert_eq!(sql(&url, "SELECT * FROM search"), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_next_holder_goes_on_where_the_last_one_was() {
     let url = server::shared().fresh();
     let first = open(&url, "first", LEASE).await;
@@ -91,7 +112,9 @@ async fn a_search_that_is_given_back_is_delivered_first() {
     assert!(!giving.is_finished());
     let last = batch.events[1].position;
     store.acknowledge("s", last, None).await.unwrap();
+    assert!(shared(&store).look(|state| state.journal.is_lent(held.row)));
     drop(batch);
+    assert!(!shared(&store).look(|state| state.journal.is_lent(held.row)));
     giving.await.unwrap().unwrap();
 }
 
@@ -328,6 +351,7 @@ async fn leases_are_renewed_though_all_other_connections_are_in_use() {
         in_use.push(session.unwrap());
     }
     timeout(lease, store.relieved(held)).await.unwrap_err();
+    assert_eq!(*store.trouble().borrow(), None);
     drop(in_use);
     store.commit(held, events(1..3), second(2)).await.unwrap();
 }
@@ -349,6 +373,26 @@ async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_turn_is_over_once_it_was_used_whether_or_not_the_search_could_be_had() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.share_out(vec![a_search()]);
+    for is_free in [false, true] {
+        keeper::share_out(shared(&store), PATIENCE).await.unwrap();
+        timeout(PATIENCE, store.turn(&a_search())).await.unwrap();
+        if !is_free {
+            let taken = "UPDATE search SET owner = 1, lease_until = now() + interval '1 hour'";
+            sql(&url, taken);
+        }
+        let taken = store.take_up(&a_search(), second(1)).await;
+        assert_eq!(taken.is_ok(), is_free, "{taken:?}");
+        let is_over = |state: &State| state.granted.is_empty() && state.taking.is_empty();
+        assert!(shared(&store).look(is_over));
+        sql(&url, "UPDATE search SET owner = NULL, lease_until = now()");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lease_whose_taking_was_given_up_is_given_back_at_the_end() {
     let url = server::shared().fresh();
     let store = open(&url, "node", LEASE).await;
@@ -357,11 +401,16 @@ async fn a_lease_whose_taking_was_given_up_is_given_back_at_the_end() {
     alerts::create(&mut session, &[a_search()], second(1))
         .await
         .unwrap();
-    // A task that stops in the midst of taking a search up leaves this behind.
+    // A task that stops in the midst of taking a search up leaves this behind. The server may get
+    // to the last of it while the replica takes leave.
+    session.begin().await.unwrap();
     let taken = alerts::take(&mut session, &a_search(), me, 60.0).await;
     assert!(taken.unwrap().is_some());
-    drop(session);
-    store.close().await;
+    let rest = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        session.commit().await.unwrap();
+    };
+    tokio::join!(store.close(), rest);
     let held = sql(&url, "SELECT count(*) FROM search WHERE owner IS NOT NULL");
     assert_eq!(held, "0");
 }
@@ -826,6 +875,34 @@ async fn commits_that_wait_for_a_locked_table_leave_connections_to_the_look_at_t
     assert!(shared(&store).look(are_held));
     lock.batch("ROLLBACK").await.unwrap();
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_loop_that_keeps_failing_is_told_unless_it_is_the_servers_trouble() {
+    let (lines, _logging) = crate::logging::captured();
+    let lease = Duration::from_millis(50);
+    let store = stalled(&server::shared().fresh(), lease).await;
+    let shared = shared(&store);
+    let mut failing = keeper::Failing::new("a loop fails");
+    let mut told = |done| {
+        failing.note(shared, done);
+        let mut lines = lines.lock();
+        let of = |line: &String| line.contains("a loop fails");
+        lines.drain(..).filter(of).count()
+    };
+    let failure = || Err(Failure::Timeout);
+    let long = || tokio::time::sleep(lease * 5);
+    assert_eq!(told(failure()), 0);
+    long().await;
+    // Whatever ends for a moment begins anew.
+    assert_eq!((told(Ok(())), told(failure())), (0, 0));
+    long().await;
+    shared.tell(Some(&Failure::Timeout));
+    assert_eq!(told(failure()), 0);
+    shared.tell(None);
+    assert_eq!(told(failure()), 0);
+    long().await;
+    assert_eq!(told(failure()), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,6 +56,8 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
         assert!(Instant::now() < deadline, "it does not register anew");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // What is delivered now could not be told under the new number.
+    assert_eq!(shared(&store).look(State::leases), []);
     assert_eq!(sql(&url, "SELECT sinks FROM replica"), "{s}");
     let held = take_over(&store).await.held;
     assert!(held.epoch > forgotten.epoch);
@@ -66,6 +68,28 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
     assert_eq!(told(&batch), [1, 2, 3]);
     drop(batch);
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_the_server_has_forgotten_takes_nothing_up() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    store.share_out(vec![a_search()]);
+    keeper::share_out(shared(&store), PATIENCE).await.unwrap();
+    // Nothing would be journalled for its sink before it has registered anew.
+    sql(&url, "DELETE FROM replica; DELETE FROM sink");
+    store.set_sinks(names(&["s"])).await.unwrap_err();
+    let refused = store.take_up(&a_search(), second(1)).await;
+    assert!(matches!(refused, Err(Error::HeldElsewhere)), "{refused:?}");
+    keeper::renew(shared(&store), PATIENCE).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    deliver(&store, "s", 2).await;
+    // Others leave the search to it.
+    keeper::share_out(shared(&store), PATIENCE).await.unwrap();
+    let wants = "SELECT wants = ARRAY(SELECT id FROM search) FROM replica";
+    assert_eq!(sql(&url, wants), "t");
 }
 
 #[tokio::test(flavor = "multi_thread")]

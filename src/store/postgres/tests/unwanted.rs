@@ -75,12 +75,14 @@ async fn what_others_want_or_deliver_is_left_to_them() {
         )
     };
     let wanted = format!("'{{{row}}}'");
+    // A replica that has died wants nothing any more.
+    let died = "UPDATE replica SET alive_until = now() - interval '1 s' WHERE id = 1";
     for (why, so, otherwise) in [
-        ("another wants it", other(&wanted), other("'{}'")),
-        ("another has not said", other("NULL"), other("'{}'")),
+        ("another wants it", other(&wanted), died.to_owned()),
+        ("another has not said", other("NULL"), died.to_owned()),
         (
             "this one wants it",
-            format!("UPDATE replica SET wants = {wanted}"),
+            format!("{}; UPDATE replica SET wants = {wanted}", other("'{}'")),
             "UPDATE replica SET wants = '{}'".to_owned(),
         ),
         (
@@ -107,9 +109,29 @@ async fn what_others_want_or_deliver_is_left_to_them() {
     }
     // A replica that wants the search later is given it.
     assert_eq!(take_left_over(&store).await.len(), 1);
-    sql(&url, &other(&wanted));
-    left_over::give_back(shared(&store)).await.unwrap();
-    assert_eq!(sql(&url, "SELECT owner IS NULL FROM search"), "t");
+    for (so, is_given) in [(died, "f"), ("", "t")] {
+        sql(&url, &format!("{}; {so}", other(&wanted)));
+        left_over::give_back(shared(&store)).await.unwrap();
+        assert_eq!(sql(&url, "SELECT owner IS NULL FROM search"), is_given);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_whose_row_is_locked_keeps_no_other_from_being_delivered() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let free = left(&store, &url, "free").await;
+    let locked = left(&store, &url, "open").await;
+    let mut session = shared(&store).pool.session().await.unwrap();
+    session.batch(LOCK).await.unwrap();
+    let rows = |held: Vec<Held>| held.iter().map(|it| it.row).collect::<Vec<_>>();
+    assert_eq!(rows(take_left_over(&store).await), [free.row]);
+    session.batch("ROLLBACK").await.unwrap();
+    drop(session);
+    let mut both = rows(take_left_over(&store).await);
+    both.sort_unstable();
+    assert_eq!(both, [free.row, locked.row]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,6 +154,34 @@ async fn a_search_that_comes_back_is_polled_at_once_by_whoever_delivers_it() {
     drop(batch);
     let rest = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&rest), [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_has_held_for_two_leases_is_taken_beyond_the_share() {
+    let url = server::shared().fresh();
+    let (store, other) = (stalled(&url, LEASE).await, stalled(&url, LEASE).await);
+    let keys = ["a", "b"].map(|name| key("acme", "client_1", name));
+    store.share_out(keys.to_vec());
+    // The other replica is configured differently, and will not take what is left of these.
+    other.share_out(vec![a_search()]);
+    keeper::share_out(shared(&other), PATIENCE).await.unwrap();
+    keeper::share_out(shared(&store), PATIENCE).await.unwrap();
+    for (free_for, expected) in [("20 s", 1), ("31 s", 2)] {
+        let free = format!("UPDATE search SET lease_until = now() - interval '{free_for}'");
+        sql(&url, &free);
+        keeper::share_out(shared(&store), PATIENCE).await.unwrap();
+        let granted = shared(&store).look(|state| state.granted.len());
+        assert_eq!(granted, expected, "{free_for}");
+    }
+    // Whoever has died has no share.
+    let number = shared(&other).number().unwrap();
+    let died = format!("UPDATE replica SET alive_until = now() WHERE id = {number}");
+    sql(
+        &url,
+        &format!("UPDATE search SET lease_until = now(); {died}"),
+    );
+    keeper::share_out(shared(&store), PATIENCE).await.unwrap();
+    assert_eq!(shared(&store).look(|state| state.granted.len()), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
