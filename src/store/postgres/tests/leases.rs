@@ -86,8 +86,13 @@ async fn the_next_holder_goes_on_where_the_last_one_was() {
     let last = batch.events[1].position;
     first.acknowledge("s", last, None).await.unwrap();
     drop(batch);
+    let others = key("acme", "client_1", "others");
+    let others = second_replica.take_up(&others, second(1)).await.unwrap();
     // The replica leaves without delivering: the rest is left to the other one.
     first.close().await;
+    // It gives back nothing but its own.
+    let kept = sql(&url, "SELECT id FROM search WHERE owner IS NOT NULL");
+    assert_eq!(kept, others.held.row.to_string());
     let loaded = take_over(&second_replica).await;
     assert_eq!(loaded.alerts, [alert("a", 1, 10)]);
     let rest = second_replica.pending("s", 9, usize::MAX).await.unwrap();

@@ -31,11 +31,18 @@ async fn a_sink_that_another_replica_named_first_misses_nothing() {
     old.commit(held, events(1..2), second(2)).await.unwrap();
     new.set_sinks(names(&["s", "t"])).await.unwrap();
     old.commit(held, events(2..4), second(2)).await.unwrap();
+    // This search is newer than the sink.
+    let later = key("acme", "client_1", "later");
+    let later = old.take_up(&later, second(2)).await.unwrap().held;
+    old.commit(later, events(4..5), second(2)).await.unwrap();
     old.set_sinks(names(&["s", "t"])).await.unwrap();
-    old.commit(held, events(4..5), second(2)).await.unwrap();
-    for (sink, expected) in [("t", &[2, 3, 4][..]), ("s", &[1, 2, 3, 4])] {
+    old.commit(held, events(5..6), second(2)).await.unwrap();
+    for (sink, expected) in [("t", &[2, 3, 4, 5][..]), ("s", &[1, 2, 3, 4, 5])] {
         let batch = old.pending(sink, 9, usize::MAX).await.unwrap();
-        assert_eq!(told(&batch), expected);
+        // The searches may come in any order.
+        let mut told = told(&batch);
+        told.sort_unstable();
+        assert_eq!(told, expected);
         let last = batch.events.last().unwrap().position;
         old.acknowledge(sink, last, None).await.unwrap();
     }
@@ -224,6 +231,29 @@ async fn whoever_wakes_up_takes_nobodys_sinks_for_gone() {
     );
     keeper::forget(shared(&store)).await.unwrap();
     assert_eq!(sql(&url, known), "s|t\nt|f");
+    // Whoever names its sinks before that keeps others from giving them up.
+    sql(
+        &url,
+        "UPDATE replica SET alive_until = now() - interval '2 hours';
+         UPDATE sink SET unnamed_since = now() - interval '1 hour'",
+    );
+    store.set_sinks(names(&["s"])).await.unwrap();
+    assert_eq!(sql(&url, known), "s|t\nt|f");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_died_is_forgotten_after_an_hour() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    sql(
+        &url,
+        "INSERT INTO replica (id, node, alive_until) VALUES
+            (1, 'long ago', now() - interval '61 minutes'),
+            (2, 'lately', now() - interval '50 minutes')",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    let known = "SELECT node FROM replica ORDER BY node";
+    assert_eq!(sql(&url, known), "lately\nstalled");
 }
 
 #[tokio::test(flavor = "multi_thread")]
