@@ -10,6 +10,7 @@ use std::io;
 use crate::{
     config::{ConfigError, Loaded},
     identity::Tenant,
+    opsramp::Allowances,
 };
 
 use self::report::{Outcome, Passed, Report, Trouble};
@@ -37,9 +38,10 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
     report
         .about("")
         .taken("configuration", configuration(loaded));
+    let allowances = Allowances::default();
     let mut tenants = Some(Vec::new());
     for account in &config.accounts {
-        let found = account::check(&mut report, account, &config.searches).await;
+        let found = account::check(&mut report, account, &config.searches, &allowances).await;
         tenants = tenants.zip(found).map(|(all, found)| [all, found].concat());
     }
     for search in &config.searches {

@@ -23,8 +23,8 @@ mod tls;
 mod token;
 mod token_endpoint;
 
-pub use allowance::{Reservation, Urgency};
-pub use client::{AccountAllowances, Client, SearchRequest, TokenInfo};
+pub use allowance::{Allowances, Reservation, Urgency};
+pub use client::{Client, SearchRequest, TokenInfo};
 pub use error::Error;
 pub(crate) use http::check_tls_files;
 pub use page::{Answer, ClientInfo, ClientsPage, Page};
@@ -161,7 +161,15 @@ impl Options {
     /// Returns how many searches a tenant may make in a minute if the server sets no lower limit.
     #[must_use]
     pub fn searches_per_minute(&self, tenant: &str) -> u32 {
-        client::paginated_ceiling(self.requests_per_minute, tenant)
+        allowance::paginated_ceiling(self.requests_per_minute, tenant)
+    }
+
+    /// Returns the URL as all its spellings are written. Accounts with the same one ask the same
+    /// server.
+    #[must_use]
+    pub fn server(&self) -> Arc<str> {
+        reqwest::Url::parse(&self.url)
+            .map_or_else(|_| self.url.as_str().into(), |url| url.as_str().into())
     }
 }
 

@@ -17,7 +17,8 @@ use crate::{
     identity::Tenant,
     logging,
     opsramp::{
-        Client, Endpoint, Error, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert,
+        Allowances, Client, Endpoint, Error, Observer, Page, RateLimit, SearchRequest, Urgency,
+        alert::Alert,
     },
     plain::plain,
     poll::{self, Facts, LookedUp, SearchOptions, WITHOUT_NEWS},
@@ -138,6 +139,7 @@ async fn read(
     let request = request_for(search, named);
     let mut output = Results::new(search);
     let mut progress = Progress::new(output.output);
+    let allowances = Allowances::default();
     for account in &config.accounts {
         let mut tenants = account.tenants.clone();
         // These tenants are partners: their clients are asked instead.
@@ -150,7 +152,7 @@ async fn read(
         if known == 0 {
             continue;
         }
-        let client = Client::new(account.options.clone(), Arc::new(Unobserved)).await;
+        let client = Client::new(account.options.clone(), &allowances, Arc::new(Unobserved)).await;
         let client = match client {
             Ok(client) => client,
             Err(error) => {

@@ -19,7 +19,9 @@ use crate::{
     config::Account,
     error_chain::chain,
     identity::Tenant,
-    opsramp::{self, Client, Error, Observer, RateLimit, SearchRequest, TokenInfo, Urgency},
+    opsramp::{
+        self, Allowances, Client, Error, Observer, RateLimit, SearchRequest, TokenInfo, Urgency,
+    },
     poll::{self, SearchOptions},
     reading,
     secret::SecretSource,
@@ -82,6 +84,7 @@ pub(super) async fn check(
     report: &mut Report<'_>,
     account: &Account,
     searches: &[SearchOptions],
+    allowances: &Allowances,
 ) -> Option<Vec<Tenant>> {
     let options = &account.options;
     let mut chain = report.about(format!("account {}, ", options.name));
@@ -100,7 +103,7 @@ pub(super) async fn check(
     };
     let client = chain
         .step("token", credentials.and(token_endpoint), async |()| {
-            checked.token().await
+            checked.token(allowances).await
         })
         .await;
     let answered = checked.seen.0.lock().answered.then_some(());
@@ -308,10 +311,11 @@ impl Checked<'_> {
         Ok(Passed::new((), found.join(", ")))
     }
 
-    async fn token(&self) -> Outcome<Client> {
+    async fn token(&self, allowances: &Allowances) -> Outcome<Client> {
         // A mistake in the files of TLS has failed the step of TLS already, and this step was skipped.
         // Over plain HTTP that step reads no files, and the mistake shows here.
-        let client = Client::new(self.account.options.clone(), Arc::clone(&self.seen) as _)
+        let options = self.account.options.clone();
+        let client = Client::new(options, allowances, Arc::clone(&self.seen) as _)
             .await
             .map_err(|error| {
                 Trouble::new(chain(&error), "look at the account's tls and proxy_url")

@@ -91,7 +91,8 @@ pub(super) struct Account {
     #[schemars(extend("default" = "10s"))]
     pub(super) connect_timeout: Option<HumanDuration>,
     /// Our own ceiling a tenant for paginated requests. Default: 50, and 150 for tenants named
-    /// `msp_…`. The rate limit that the server tells applies below it.
+    /// `msp_…`. The rate limit that the server tells applies below it. Accounts of one server that
+    /// ask for the same tenant share its requests, and the lowest of their ceilings holds for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub(super) requests_per_minute: Option<u32>,

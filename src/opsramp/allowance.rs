@@ -18,10 +18,15 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub(super) use self::hints::Hints;
+pub use self::shared::{Allowances, Reservation};
+pub(super) use self::{
+    hints::Hints,
+    shared::{Share, paginated_ceiling},
+};
 use crate::http_date::MAX_PAUSE;
 
 mod hints;
+mod shared;
 
 /// The length of the documented window.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -122,7 +127,7 @@ pub(super) struct Allowance {
 
 /// Keeps requests a minute free for polls, until it is dropped.
 #[derive(Debug)]
-pub struct Reservation {
+pub(super) struct Reserved {
     allowance: Arc<Allowance>,
     milli: u32,
 }
@@ -165,24 +170,9 @@ impl Window {
         urgency: Urgency,
         polls: u32,
     ) -> Result<(), Instant> {
-        while self
-            .answered
-            .front()
-            .is_some_and(|(at, _)| now.saturating_duration_since(*at) >= MINUTE)
-        {
-            self.answered.pop_front();
-        }
-        if let Some(until) = self.paused_until.filter(|until| now < *until) {
+        self.forget(now);
+        if let Some(until) = self.paused_until {
             return Err(until);
-        }
-        if self
-            .server_balance
-            .is_some_and(|balance| balance.resets_at <= now)
-        {
-            self.server_balance = None;
-        }
-        if self.server_limit.is_some_and(|(_, until)| until <= now) {
-            self.server_limit = None;
         }
         let limit = self.limit();
         let used = count(self.answered.len()) + self.all_in_flight();
@@ -209,6 +199,31 @@ impl Window {
             self.last_poll = Some(now);
         }
         Ok(())
+    }
+
+    /// Forgets what no longer counts.
+    fn forget(&mut self, now: Instant) {
+        while self
+            .answered
+            .front()
+            .is_some_and(|(at, _)| now.saturating_duration_since(*at) >= MINUTE)
+        {
+            self.answered.pop_front();
+        }
+        self.paused_until = self.paused_until.filter(|until| now < *until);
+        self.server_balance = self
+            .server_balance
+            .filter(|balance| now < balance.resets_at);
+        self.server_limit = self.server_limit.filter(|(_, until)| now < *until);
+    }
+
+    /// Whether the window knows nothing that counts. No request may be in flight.
+    fn is_as_new(&mut self, now: Instant) -> bool {
+        self.forget(now);
+        self.answered.is_empty()
+            && self.paused_until.is_none()
+            && self.server_balance.is_none()
+            && self.server_limit.is_none()
     }
 
     /// Returns how many requests must remain in the server's balance for other urgencies. If this
@@ -524,8 +539,12 @@ impl Allowance {
         window.take(now, urgency, reserved.div_ceil(1000))
     }
 
-    pub(super) fn set_ceiling(&self, ceiling: u32) {
+    fn set_ceiling(&self, ceiling: u32) {
         self.window.lock().set_ceiling(ceiling);
+    }
+
+    fn is_as_new(&self, now: Instant) -> bool {
+        self.window.lock().is_as_new(now)
     }
 
     pub(super) fn learn(&self, hints: &Hints) {
@@ -533,11 +552,11 @@ impl Allowance {
     }
 
     /// Reserves as many requests a minute as a poll every `interval` needs.
-    pub(super) fn reserve(self: &Arc<Self>, interval: Duration) -> Reservation {
+    pub(super) fn reserve(self: &Arc<Self>, interval: Duration) -> Reserved {
         let a_minute = MINUTE.as_secs_f64() / interval.as_secs_f64();
         let milli = (a_minute * 1000.0).min(1e6) as u32;
         self.reserved.fetch_add(milli, Ordering::Relaxed);
-        Reservation {
+        Reserved {
             allowance: Arc::clone(self),
             milli,
         }
@@ -553,7 +572,7 @@ impl Drop for Permit<'_> {
     }
 }
 
-impl Drop for Reservation {
+impl Drop for Reserved {
     fn drop(&mut self) {
         self.allowance
             .reserved

@@ -1,7 +1,6 @@
 //! The client of one account: requests, their errors, and what is learned from the headers.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,13 +8,12 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, header};
 
 use super::{
     Endpoint, Observer, Options,
-    allowance::{Allowance, Hints, Reservation, Urgency},
+    allowance::{Allowance, Allowances, Hints, Reservation, Share, Urgency},
     error::Error,
     http::{Exchanged, Failed, Http, OnTheWire, bearer, redirect_or_excerpt},
     page::Answer,
@@ -42,10 +40,6 @@ const MAX_SENDS: usize = 3;
 const MAX_ALERT_ANSWER: u64 = 1024 * 1024;
 /// The page size that every documented example works with.
 const SAFE_PAGE_SIZE: u32 = 100;
-/// The documented ceilings of paginated requests a minute: of a client and of a partner.
-const PAGINATED_CEILINGS: (u32, u32) = (50, 150);
-/// The same for all other requests.
-const NON_PAGINATED_CEILINGS: (u32, u32) = (500, 1500);
 
 /// The client of one account. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -60,17 +54,9 @@ struct Inner {
     token_lost: AtomicBool,
     in_flight: tokio::sync::Semaphore,
     requests_per_minute: Option<u32>,
-    /// The URL as [`server`] writes it.
+    /// The URL as all its spellings are written.
     server: Arc<str>,
-    tenants: Mutex<HashMap<Arc<str>, Arc<TenantAllowances>>>,
-}
-
-/// A tenant's allowances, one for each category of requests.
-#[derive(Debug)]
-struct TenantAllowances {
-    search: Arc<Allowance>,
-    alert: Arc<Allowance>,
-    clients: Arc<Allowance>,
+    allowances: Allowances,
 }
 
 /// A page of a search, to be asked for.
@@ -85,15 +71,6 @@ pub struct SearchRequest {
     /// Whether to ask for the newest alerts first (`sortName=ts`); otherwise the server's own
     /// order.
     pub sorted: bool,
-}
-
-/// The allowances of an account's client. They know its requests of the last minute, and may
-/// outlive the client.
-#[derive(Clone, Debug)]
-pub struct AccountAllowances {
-    account: Arc<str>,
-    server: Arc<str>,
-    tenants: HashMap<Arc<str>, Arc<TenantAllowances>>,
 }
 
 /// The token in use, for people.
@@ -155,31 +132,20 @@ impl SearchRequest {
     }
 }
 
-// === impl AccountAllowances ===
-
-impl AccountAllowances {
-    /// The name of the account.
-    #[must_use]
-    pub fn account(&self) -> &Arc<str> {
-        &self.account
-    }
-
-    /// Returns the ids of all tenants and partners that have allowances.
-    pub fn tenants(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.tenants.keys()
-    }
-}
-
 // === impl Client ===
 
 impl Client {
-    /// Sets up the client; nothing is sent yet.
+    /// Sets up the client; nothing is sent yet. It shares these allowances.
     ///
     /// # Errors
     /// If a certificate, a key or the proxy is not usable, or a file does not answer.
-    pub async fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
+    pub async fn new(
+        options: Options,
+        allowances: &Allowances,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, BuildError> {
         let requests_per_minute = options.requests_per_minute;
-        let server = server(&options.url);
+        let server = options.server();
         let http = Http::new(options).await?;
         let issuer = TokenEndpoint::new(http.clone(), observer.clone());
         let tokens = Tokens::new(Arc::clone(&http.options.name), issuer);
@@ -191,7 +157,7 @@ impl Client {
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
             requests_per_minute,
             server,
-            tenants: Mutex::default(),
+            allowances: allowances.clone(),
         })))
     }
 
@@ -238,7 +204,7 @@ impl Client {
             endpoint: Endpoint::Search,
             tenant,
             url,
-            allowance: &self.tenant_allowances(tenant).search,
+            allowance: self.share(tenant).search(),
             urgency,
         })
         .await
@@ -284,12 +250,12 @@ impl Client {
         }
         let id = utf8_percent_encode(id, ENCODED);
         let url = format!("{}/alerts/{id}", self.tenant_url(tenant));
-        let allowances = self.tenant_allowances(tenant);
+        let share = self.share(tenant);
         let answer = self.send(Call {
             endpoint: Endpoint::Alert,
             tenant,
             url,
-            allowance: &allowances.alert,
+            allowance: share.alert(),
             urgency: Urgency::Background,
         });
         match answer.await {
@@ -317,7 +283,7 @@ impl Client {
             endpoint: Endpoint::Clients,
             tenant: partner,
             url,
-            allowance: &self.tenant_allowances(partner).clients,
+            allowance: self.share(partner).clients(),
             urgency: Urgency::Background,
         })
         .await
@@ -326,41 +292,7 @@ impl Client {
     /// Keeps the part of a tenant's allowance free for polls that a poll every `interval` needs.
     #[must_use]
     pub fn reserve(&self, tenant: &str, interval: Duration) -> Reservation {
-        self.tenant_allowances(tenant).search.reserve(interval)
-    }
-
-    /// Returns this client's allowances, for a client that takes its place.
-    #[must_use]
-    pub fn allowances(&self) -> AccountAllowances {
-        AccountAllowances {
-            account: Arc::clone(self.account()),
-            server: Arc::clone(&self.0.server),
-            tenants: self.0.tenants.lock().clone(),
-        }
-    }
-
-    /// Takes over all allowances of another client, as [`Client::take_over_allowance`] does.
-    pub fn take_over_allowances(&self, old: &AccountAllowances) {
-        for tenant in old.tenants.keys() {
-            self.take_over_allowance(old, tenant);
-        }
-    }
-
-    /// Takes over another client's allowance of a tenant if both clients ask the same server,
-    /// because the server's count goes on when a client is replaced. The ceiling becomes this
-    /// client's. If this client already has an allowance for the tenant, it keeps that one.
-    pub fn take_over_allowance(&self, old: &AccountAllowances, tenant: &Arc<str>) {
-        let theirs = old.tenants.get(tenant);
-        let Some(theirs) = theirs.filter(|_| self.uses_same_server_as(old)) else {
-            return;
-        };
-        let mut tenants = self.0.tenants.lock();
-        let own = tenants.entry(Arc::clone(tenant));
-        let own = own.or_insert_with(|| Arc::clone(theirs));
-        // The allowance is also shared if it was taken over before and the tenant comes back.
-        if Arc::ptr_eq(own, theirs) {
-            own.set_ceiling(paginated_ceiling(self.0.requests_per_minute, tenant));
-        }
+        self.share(tenant).reserve(interval)
     }
 
     /// Hides the secrets that the client before this one has sent, too, in answers that repeat
@@ -369,12 +301,6 @@ impl Client {
         for secret in &*old.0.http.sent_secrets() {
             self.0.http.note_sent(secret);
         }
-    }
-
-    /// Whether this client and the other one ask the same server.
-    #[must_use]
-    pub fn uses_same_server_as(&self, other: &AccountAllowances) -> bool {
-        other.server == self.0.server
     }
 
     async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
@@ -537,50 +463,15 @@ impl Client {
         tenant_url(&self.0.http.options.url, tenant)
     }
 
-    fn tenant_allowances(&self, tenant: &str) -> Arc<TenantAllowances> {
-        let mut tenants = self.0.tenants.lock();
-        if let Some(known) = tenants.get(tenant) {
-            return Arc::clone(known);
-        }
-        let paginated = paginated_ceiling(self.0.requests_per_minute, tenant);
-        let made = Arc::new(TenantAllowances {
-            search: Arc::new(Allowance::new(paginated)),
-            alert: Arc::new(Allowance::new(ceiling(NON_PAGINATED_CEILINGS, tenant))),
-            clients: Arc::new(Allowance::new(paginated)),
-        });
-        tenants.insert(Arc::from(tenant), Arc::clone(&made));
-        made
+    fn share(&self, tenant: &str) -> Share {
+        let Inner {
+            allowances,
+            server,
+            requests_per_minute,
+            ..
+        } = &*self.0;
+        allowances.share(server, tenant, *requests_per_minute)
     }
-}
-
-// === impl TenantAllowances ===
-
-impl TenantAllowances {
-    /// Sets the ceiling of paginated requests. The ceiling of other requests is always the
-    /// documented one.
-    fn set_ceiling(&self, paginated: u32) {
-        self.search.set_ceiling(paginated);
-        self.clients.set_ceiling(paginated);
-    }
-}
-
-/// Returns how many paginated requests a tenant may make in a minute: our own ceiling, or the
-/// documented one.
-pub(super) fn paginated_ceiling(own: Option<u32>, tenant: &str) -> u32 {
-    own.unwrap_or(ceiling(PAGINATED_CEILINGS, tenant))
-}
-
-fn ceiling((client, partner): (u32, u32), tenant: &str) -> u32 {
-    if tenant.starts_with("msp_") {
-        partner
-    } else {
-        client
-    }
-}
-
-/// Returns a server's URL as all spellings of it are written.
-fn server(url: &str) -> Arc<str> {
-    reqwest::Url::parse(url).map_or_else(|_| url.into(), |url| url.as_str().into())
 }
 
 /// Whether a URL can have an id in its path. However the other ids are encoded, the URL would lead
@@ -639,6 +530,7 @@ mod tests {
     use flate2::{Compression, write::GzEncoder};
     use futures_util::FutureExt as _;
     use jiff::Timestamp;
+    use parking_lot::Mutex;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
@@ -732,7 +624,9 @@ mod tests {
                 SecretSource::Value(Secret::new("secret")),
             )
         };
-        Client::new(options, notes).await.unwrap()
+        Client::new(options, &Allowances::default(), notes)
+            .await
+            .unwrap()
     }
 
     fn response(head: &str, body: &[u8]) -> Vec<u8> {
@@ -1027,7 +921,9 @@ mod tests {
             SecretSource::Value(Secret::new("key")),
             SecretSource::File(secret),
         );
-        let client = Client::new(options, Arc::<Notes>::default()).await.unwrap();
+        let allowances = Allowances::default();
+        let client = Client::new(options, &allowances, Arc::<Notes>::default());
+        let client = client.await.unwrap();
         assert_eq!(
             client.token().await.unwrap().scope.unwrap(),
             "of <secret>, <secret>"
@@ -1079,8 +975,8 @@ mod tests {
 
     /// Returns how many polls of the tenant could be made at once.
     fn free(client: &Client) -> usize {
-        let allowance = &client.tenant_allowances("client_1").search;
-        let acquire = || allowance.acquire(Urgency::Poll, |_| {}).now_or_never();
+        let share = client.share("client_1");
+        let acquire = || share.search().acquire(Urgency::Poll, |_| {}).now_or_never();
         std::iter::from_fn(acquire).collect::<Vec<_>>().len()
     }
 
@@ -1104,7 +1000,7 @@ mod tests {
             .await;
             assert_eq!(search(&client).await.is_ok(), answered.is_some());
             assert_eq!(notes.of(Endpoint::Search), [None, None, answered]);
-            assert_eq!(free(&client), PAGINATED_CEILINGS.0 as usize - 3);
+            assert_eq!(free(&client), 50 - 3);
         }
     }
 
@@ -1122,31 +1018,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_in_anothers_place_goes_on_with_what_is_left_of_the_allowance() {
+    async fn clients_of_a_server_share_a_tenants_allowance_and_the_lowest_of_their_ceilings() {
+        let allowances = Allowances::default();
         let client = |url: &str, requests_per_minute| {
             let key = || SecretSource::Value(Secret::new("key"));
             let options = Options {
                 requests_per_minute,
                 ..Options::new("acme".into(), url.to_owned(), key(), key())
             };
-            Client::new(options, Arc::<Notes>::default())
+            Client::new(options, &allowances, Arc::<Notes>::default())
         };
-        let old = client("https://a.example", Some(20)).await.unwrap();
-        let under_way = old.tenant_allowances("client_1");
-        let poll = || under_way.search.acquire(Urgency::Poll, |_| {});
-        let _two = (poll().await, poll().await);
+        let one = client("https://a.example", Some(20)).await.unwrap();
+        let under_way = one.share("client_1");
+        let poll = || under_way.search().acquire(Urgency::Poll, |_| {});
+        let two = (poll().await, poll().await);
+        let polled_slowly = one.reserve("client_1", Duration::from_secs(3600));
         for (url, ceiling, left) in [
             ("https://a.example", Some(20), 18),
             ("https://a.example", Some(5), 3),
-            ("https://a.example", None, 48),
+            ("https://a.example", None, 18),
             ("HTTPS://A.example:443/", Some(20), 18),
-            ("https://b.example", Some(20), 20),
+            ("https://b.example", None, 50),
         ] {
-            let new = client(url, ceiling).await.unwrap();
-            new.take_over_allowances(&old.allowances());
-            assert_eq!(free(&new), left, "{url} {ceiling:?}");
+            let other = client(url, ceiling).await.unwrap();
+            assert_eq!(free(&other), left, "{url} {ceiling:?}");
             // After a minute the requests of `free` are forgotten, but not those under way.
             tokio::time::advance(Duration::from_secs(60)).await;
         }
+        drop(two);
+        drop(under_way);
+        let other = client("https://a.example", None).await.unwrap();
+        assert_eq!(free(&other), 18, "a search of the first client goes on");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        drop(polled_slowly);
+        assert_eq!(free(&other), 50, "the first client asks no more");
     }
 }

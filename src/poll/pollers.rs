@@ -23,7 +23,7 @@ use crate::{
     health::Health,
     identity::{SearchKey, Tenant},
     metrics::{AccountMetrics, Metrics},
-    opsramp::{self, AccountAllowances, BuildError, Client},
+    opsramp::{self, Allowances, BuildError, Client},
     record,
     status::{Board, SearchStatus},
     store::{Held, Store},
@@ -65,9 +65,9 @@ pub struct Pollers {
     health: Health,
     plan: Option<Plan>,
     clients: BTreeMap<Arc<str>, AccountClient>,
-    /// The allowances of accounts that have gone, or that ask another server now, and until when
-    /// their requests count.
-    gone: Vec<(Instant, AccountAllowances)>,
+    /// They outlive the clients: the server's count does not begin anew because a client is
+    /// replaced, or because another account asks for a tenant.
+    allowances: Allowances,
     searches: HashMap<SearchKey, RunningSearch>,
     tasks: JoinSet<SearchKey>,
     look_ups: JoinSet<(Arc<str>, Clients)>,
@@ -133,9 +133,6 @@ struct Spec {
 
 /// Pause between the first polls of two searches. All first polls come within their interval.
 const START_PACE: Duration = Duration::from_millis(20);
-/// Time for which the requests made for an account that has gone count: a minute, and the time
-/// that its last requests may take.
-const GONE_COUNTS: Duration = Duration::from_secs(120);
 /// Maximum time between two heartbeats of a search's loop.
 const HEARTBEAT: Duration = Duration::from_secs(120);
 
@@ -152,7 +149,7 @@ impl Pollers {
             health,
             plan: None,
             clients: BTreeMap::new(),
-            gone: Vec::new(),
+            allowances: Allowances::default(),
             searches: HashMap::new(),
             tasks: JoinSet::new(),
             look_ups: JoinSet::new(),
@@ -175,7 +172,8 @@ impl Pollers {
                 _ => {
                     let metrics = self.metrics.register_account(name);
                     let observer = Arc::new(metrics.clone());
-                    let made = Client::new(account.options.clone(), observer).await;
+                    let options = account.options.clone();
+                    let made = Client::new(options, &self.allowances, observer).await;
                     made.map(|client| Some((client, metrics)))
                 }
             };
@@ -215,26 +213,9 @@ impl Pollers {
     /// Makes the tasks follow a plan. Tasks that it does not change go on undisturbed, and no
     /// state is lost, whatever changes.
     pub async fn follow(&mut self, Prepared { plan, clients }: Prepared) {
-        self.forget_gone();
-        let own: Vec<AccountAllowances> = self
-            .clients
-            .values()
-            .map(|it| it.client.allowances())
-            .collect();
-        let of_gone = self.gone.iter().map(|(_, allowances)| allowances);
-        let before: Vec<AccountAllowances> = own.iter().chain(of_gone).cloned().collect();
         self.drop_accounts_not_in(&plan);
-        self.replace_clients(clients, &plan, &before);
+        self.replace_clients(clients, &plan);
         self.look_up_as_planned(&plan);
-        self.hand_on_allowances(&plan, &before);
-        let until = Instant::now() + GONE_COUNTS;
-        let has_no_heir = |allowances: &AccountAllowances| {
-            let heir = self.clients.get(allowances.account());
-            heir.is_none_or(|heir| !heir.client.uses_same_server_as(allowances))
-        };
-        let newly_gone = own.into_iter().filter(has_no_heir);
-        self.gone
-            .extend(newly_gone.map(|allowances| (until, allowances)));
         self.plan = Some(plan);
         self.follow_plan().await;
     }
@@ -250,31 +231,15 @@ impl Pollers {
         }
     }
 
-    /// Replaces the clients of accounts by new ones. `before`: the allowances of the earlier
-    /// clients.
-    fn replace_clients(
-        &mut self,
-        clients: Vec<(Client, AccountMetrics)>,
-        plan: &Plan,
-        before: &[AccountAllowances],
-    ) {
+    /// Replaces the clients of accounts by new ones.
+    fn replace_clients(&mut self, clients: Vec<(Client, AccountMetrics)>, plan: &Plan) {
         let options = plan.accounts.iter().map(|account| &account.options);
         let options: HashMap<_, _> = options.map(|it| (&it.name, it)).collect();
-        let mut of_names: HashMap<_, Vec<_>> = HashMap::new();
-        for allowances in before {
-            of_names
-                .entry(allowances.account())
-                .or_default()
-                .push(allowances);
-        }
         for (client, metrics) in clients {
             let Some(&options) = options.get(client.account()) else {
                 continue;
             };
             let old = self.clients.remove(client.account());
-            for allowances in of_names.remove(client.account()).unwrap_or_default() {
-                client.take_over_allowances(allowances);
-            }
             if let Some(old) = &old {
                 client.remember_secrets_of(&old.client);
                 // The searches of the old client, and its request for a token, may take a while to
@@ -302,52 +267,10 @@ impl Pollers {
         }
     }
 
-    /// Makes requests of the last minute count on if another account asks for their tenants now:
-    /// the server's count does not begin anew because an account has another name. `before`: the
-    /// allowances of the earlier clients.
-    fn hand_on_allowances(&self, plan: &Plan, before: &[AccountAllowances]) {
-        let mut listing: HashMap<&Arc<str>, Vec<&Account>> = HashMap::new();
-        for account in &plan.accounts {
-            for tenant in &account.tenants {
-                listing.entry(&tenant.id).or_default().push(account);
-            }
-        }
-        let accounts = plan.accounts.iter();
-        let discovering: Vec<_> = accounts.filter(|it| it.discovery.is_some()).collect();
-        for old in before {
-            // The account of the same name, if it still asks the same server.
-            let heir = self.clients.get(old.account());
-            let heir = heir.filter(|heir| heir.client.uses_same_server_as(old));
-            let found: HashSet<&Arc<str>> = heir
-                .iter()
-                .flat_map(|heir| heir.discovered.keys().map(|tenant| &tenant.id))
-                .collect();
-            let is_of_heir = |account: &&Account| account.options.name == *old.account();
-            for tenant in old.tenants() {
-                let by_name = listing.get(tenant);
-                let stays = heir.is_some() && by_name.is_some_and(|it| it.iter().any(is_of_heir));
-                if stays || found.contains(tenant) {
-                    continue;
-                }
-                // A tenant that no account names may be among those that a look-up finds.
-                for account in by_name.unwrap_or(&discovering) {
-                    let known = self.clients.get(&account.options.name);
-                    if let Some(known) = known.filter(|_| !is_of_heir(account)) {
-                        known.client.take_over_allowance(old, tenant);
-                    }
-                }
-            }
-        }
-    }
-
     /// Waits for something that must be acted on, looking up clients as they are due. Cancel safe.
     pub async fn next(&mut self) -> PollerEvent {
         loop {
-            let due = self
-                .begin_look_ups()
-                .into_iter()
-                .chain(self.forget_gone())
-                .min();
+            let due = self.begin_look_ups();
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => match ended {
                     Ok((task, key)) if self.searches.get(&key).is_some_and(|it| it.task == task) => {
@@ -611,13 +534,6 @@ impl Pollers {
             let client = self.clients.get(name)?;
             Some((name, account.discovery?, client)).filter(|_| !client.is_looking_up())
         })
-    }
-
-    /// Forgets requests that no longer count. Returns when the next ones are to be forgotten.
-    fn forget_gone(&mut self) -> Option<Instant> {
-        let now = Instant::now();
-        self.gone.retain(|(until, _)| *until > now);
-        self.gone.iter().map(|(until, _)| *until).min()
     }
 
     /// Begins the look-ups that are due. Returns when the next one is due.

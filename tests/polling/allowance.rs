@@ -171,3 +171,35 @@ async fn a_tenant_that_goes_to_another_account_of_its_server_does_not_begin_its_
     store.close().await;
     assert_eq!(searches(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_of_a_server_share_the_allowance_of_a_tenant() {
+    let simulator = start(world(50)).await;
+    let mut plan = plan(&simulator.url());
+    let of = |name: &str, requests_per_minute| {
+        let mut account = account(&simulator.url(), &[DEMO_TENANT]);
+        account.options.name = name.into();
+        account.options.requests_per_minute = requests_per_minute;
+        account
+    };
+    // With the lower limit, polls are twelve seconds apart.
+    plan.accounts = vec![of("a", Some(5)), of("b", None)];
+    let exporter = Exporter::start(plan).await;
+    let throttled = |account: &str| {
+        let series = "opsramp_api_throttled_seconds_total";
+        exporter.sample(&format!("{series}{{account=\"{account}\""))
+    };
+    eventually("both wait", || async {
+        throttled("a") > 3.0 && throttled("b") > 3.0
+    })
+    .await;
+    assert_eq!(simulator.requests().searches(DEMO_TENANT), 1);
+    // Each has its turn.
+    let polls =
+        |account: &str| exporter.sample(&format!("opsramp_polls_total{{account=\"{account}\""));
+    eventually("both poll", || async {
+        polls("a") > 0.0 && polls("b") > 0.0
+    })
+    .await;
+    assert!(simulator.requests().searches(DEMO_TENANT) <= 3);
+}

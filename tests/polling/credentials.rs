@@ -54,7 +54,8 @@ async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_reque
     let simulator = start(options).await;
     let options = account(&simulator.url(), &[DEMO_TENANT]).options;
     let metrics = metrics(&Board::default()).register_account(&options.name);
-    let client = opsramp::Client::new(options, Arc::new(metrics))
+    let allowances = opsramp::Allowances::default();
+    let client = opsramp::Client::new(options, &allowances, Arc::new(metrics))
         .await
         .unwrap();
     let request = opsramp::SearchRequest {

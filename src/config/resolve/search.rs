@@ -1,5 +1,7 @@
 //! Searches, and which tenants they name.
 
+use std::{collections::HashMap, sync::Arc};
+
 use super::{Resolver, seconds};
 use crate::{
     config::{Account, Config, file, problem::shown_value, units::HumanDuration, yaml::nearest},
@@ -17,6 +19,8 @@ const ANY_CLIENT: &str = "client";
 struct Excess {
     wanted: f64,
     allowed: u32,
+    /// Number of accounts that ask for the tenant.
+    accounts: usize,
 }
 
 /// What is wrong with a query, if anything is.
@@ -110,30 +114,48 @@ impl Resolver<'_> {
         }
     }
 
-    /// Warns, once for each account, of searches that want more polls than a tenant may make.
+    /// Warns, once for each account, of searches that want more polls than a tenant may make. A
+    /// tenant of several accounts of a server counts as one of the first's.
     pub(super) fn warn_of_too_many_polls(&mut self, config: &Config) {
+        let asking = asking(&config.accounts);
         for (index, account) in config.accounts.iter().enumerate() {
             let path = format!("accounts[{index}]");
-            let tenants: Vec<(String, &str)> = if account.discover_clients {
-                vec![(format!("{path}.discover_clients"), ANY_CLIENT)]
+            let over: Vec<(String, Excess)> = if account.discover_clients {
+                let excess = excess(&[account], &config.searches, ANY_CLIENT);
+                let path = format!("{path}.discover_clients");
+                excess.map(|excess| (path, excess)).into_iter().collect()
             } else {
+                let server = account.options.server();
                 let tenants = account.tenants.iter().enumerate();
                 tenants
-                    .map(|(n, tenant)| (format!("{path}.tenants[{n}]"), &*tenant.id))
+                    .filter_map(|(n, tenant)| {
+                        let accounts = asking.get(&(Arc::clone(&server), &*tenant.id))?;
+                        let is_first = accounts
+                            .first()
+                            .is_some_and(|it| std::ptr::eq(*it, account));
+                        let excess = excess(accounts, &config.searches, &tenant.id);
+                        let excess = excess.filter(|_| is_first)?;
+                        Some((format!("{path}.tenants[{n}]"), excess))
+                    })
                     .collect()
             };
-            let over: Vec<(&str, Excess)> = tenants
-                .iter()
-                .filter_map(|(path, id)| Some((&**path, excess(account, &config.searches, id)?)))
-                .collect();
             // Of several tenants with the same excess, the first is named.
-            let share = |(_, excess): &&(_, Excess)| excess.wanted / f64::from(excess.allowed);
+            let share = |(_, excess): &&(String, Excess)| excess.wanted / f64::from(excess.allowed);
             let worst = over
                 .iter()
                 .rev()
                 .max_by(|a, b| share(a).total_cmp(&share(b)));
-            let Some((path, Excess { wanted, allowed })) = worst else {
+            let Some((path, excess)) = worst else {
                 continue;
+            };
+            let Excess {
+                wanted,
+                allowed,
+                accounts,
+            } = excess;
+            let whose = match accounts {
+                1 => String::new(),
+                accounts => format!(" of {accounts} accounts"),
             };
             let others = match over.len() - 1 {
                 0 => String::new(),
@@ -141,7 +163,7 @@ impl Resolver<'_> {
                 others => format!(", and of {others} others"),
             };
             self.warnings.push(format!(
-                "{path}: searches want {} polls a minute of a tenant that may make {allowed}{others}: \
+                "{path}: searches{whose} want {} polls a minute of a tenant that may make {allowed}{others}: \
                  they are polled less often than their intervals say; lengthen these, or have fewer searches",
                 wanted.ceil()
             ));
@@ -221,12 +243,34 @@ impl From<file::GroupLabel> for GroupLabel {
     }
 }
 
-fn excess(account: &Account, searches: &[SearchOptions], tenant: &str) -> Option<Excess> {
-    let wanted = searches
+/// Returns the accounts that ask a server for a tenant, by server and tenant. Clients that are yet
+/// to be discovered are not known.
+fn asking(accounts: &[Account]) -> HashMap<(Arc<str>, &str), Vec<&Account>> {
+    let mut asking: HashMap<_, Vec<_>> = HashMap::new();
+    for account in accounts.iter().filter(|it| !it.discover_clients) {
+        let server = account.options.server();
+        for tenant in &account.tenants {
+            let key = (Arc::clone(&server), &*tenant.id);
+            asking.entry(key).or_default().push(account);
+        }
+    }
+    asking
+}
+
+fn excess(accounts: &[&Account], searches: &[SearchOptions], tenant: &str) -> Option<Excess> {
+    let each: f64 = searches
         .iter()
         .filter(|search| search.is_for(tenant))
         .map(|search| 60.0 / search.interval.as_secs_f64())
         .sum();
-    let allowed = account.options.searches_per_minute(tenant);
-    (wanted > f64::from(allowed)).then_some(Excess { wanted, allowed })
+    let wanted = each * accounts.len() as f64;
+    let ceilings = accounts.iter();
+    let allowed = ceilings
+        .map(|account| account.options.searches_per_minute(tenant))
+        .min()?;
+    (wanted > f64::from(allowed)).then_some(Excess {
+        wanted,
+        allowed,
+        accounts: accounts.len(),
+    })
 }

@@ -732,6 +732,32 @@ searches:
 }
 
 #[test]
+fn polls_of_a_tenant_that_several_accounts_of_a_server_ask_for_are_counted_together() {
+    let account = |name: &str, url: &str, more: &str| {
+        format!(
+            "  - {{name: {name}, url: 'https://{url}', client_id: k, client_secret_file: /s, \
+             tenants: [client_0, client_1]{more}}}\n"
+        )
+    };
+    let warnings = |accounts: [String; 2]| {
+        let accounts = accounts.concat();
+        let searches = "searches: [{name: open, interval: 2s, tenants: [client_1]}]";
+        let loaded = load(&format!("accounts:\n{accounts}{searches}\n")).unwrap();
+        loaded.warnings.join("\n")
+    };
+    let one = || account("one", "a.example", "");
+    let same = account("other", "A.example:443/", "");
+    let lower = account("other", "a.example", ", requests_per_minute: 31");
+    assert_snapshot!([same, lower].map(|other| warnings([one(), other])).join("\n"), @"
+    accounts[0].tenants[1]: searches of 2 accounts want 60 polls a minute of a tenant that may make 50: they are polled less often than their intervals say; lengthen these, or have fewer searches
+    accounts[0].tenants[1]: searches of 2 accounts want 60 polls a minute of a tenant that may make 31: they are polled less often than their intervals say; lengthen these, or have fewer searches
+    ");
+    assert_eq!(warnings([one(), account("other", "b.example", "")]), "");
+    let enough = |name: &str| account(name, "a.example", ", requests_per_minute: 60");
+    assert_eq!(warnings([enough("one"), enough("other")]), "");
+}
+
+#[test]
 fn a_file_with_a_secret_is_for_its_owner_and_group_only() {
     use std::os::unix::fs::PermissionsExt as _;
 

@@ -9,7 +9,7 @@ use crate::{
     clock,
     health::Health,
     identity::{EventKind, SearchKey, Tenant},
-    opsramp::{Answer, Client, SearchRequest},
+    opsramp::{Allowances, Answer, Client, SearchRequest},
     poll::{
         AtFirstStart,
         engine::{Engine, Options, Purpose},
@@ -30,7 +30,9 @@ pub(super) async fn search(store: &Store, health: &Health) -> Box<Search> {
     let metrics = metrics(&board);
     let options = account_options(NOBODY, "any", "any");
     let account = metrics.register_account(&options.name);
-    let client = Client::new(options, Arc::new(account)).await.unwrap();
+    let client = Client::new(options, &Allowances::default(), Arc::new(account))
+        .await
+        .unwrap();
     let key = SearchKey {
         account: "default".into(),
         tenant: Tenant {
