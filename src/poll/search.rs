@@ -26,7 +26,7 @@ use self::{
     asking::{Negotiation, Paging},
     background::Pace,
     departures::OwnPage,
-    learning::{PendingCommit, Refused, commit_of},
+    learning::{DetailsTime, PendingCommit, Refused, commit_of},
     patience::Patience,
     polls::{FailedPolls, Poll},
 };
@@ -153,6 +153,7 @@ struct Running {
     /// Whether departures have waited in vain for their reasons. Alerts that left together with
     /// them do not wait as long again.
     waited_in_vain: bool,
+    details_time: DetailsTime,
     engine: Engine,
     under_way: Option<PendingCommit>,
     /// Set while the journal has no room for the events that were to be stored.
@@ -239,6 +240,7 @@ impl Running {
             has_departed: loaded.has_departed,
             judged: HashMap::new(),
             waited_in_vain: false,
+            details_time: DetailsTime::new(),
             engine,
             under_way: None,
             refused: None,

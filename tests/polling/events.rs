@@ -459,6 +459,35 @@ async fn own_pages_that_would_come_too_late_are_not_asked_for() {
     assert_eq!(asked(), 2 * AT_ONCE);
 }
 
+/// A line waits for the details of all pages before its own. So once a page of a poll or of a full
+/// read has waited in vain, its further pages do not wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pages_wait_no_longer_for_details_than_one() {
+    const AT_ONCE: u64 = 8;
+    // A search without known alerts leaves all further pages to a full read.
+    for known in [50, 0] {
+        let simulator = start(world(known)).await;
+        let mut plan = plan(&simulator.url());
+        plan.at_first_start = AtFirstStart::Skip;
+        plan.fetch_details = true;
+        plan.searches[0].page_size = 10;
+        plan.accounts[0].options.timeout = PATIENCE;
+        let exporter = Exporter::start(plan).await;
+        exporter.wait_until_complete().await;
+        let asked = || simulator.requests().count(Endpoint::Alert);
+        let before = asked();
+        simulator.inject(
+            FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert),
+        );
+        simulator.open_many(DEMO_TENANT, 100).unwrap();
+        eventually("all have opened", || async {
+            exporter.count("opened").await == 100
+        })
+        .await;
+        assert_eq!(asked() - before, AT_ONCE, "{known} known");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn groups_are_bounded_and_items_that_are_no_alerts_are_skipped() {
     let simulator = start(world(300)).await;

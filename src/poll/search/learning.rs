@@ -27,10 +27,20 @@ use crate::{
     track::{Delta, KnownAlert, KnownState, Sighting},
 };
 
-/// Time for which the lines of new alerts may wait for details.
+/// Time for which the lines of new alerts may wait for details: those of their own page, and those
+/// of the pages that were read before it.
 const DETAILS_DEADLINE: Duration = Duration::from_secs(2);
 /// Maximum size of the details that are kept for the lines of one page, in bytes.
 const DETAILS_BYTES: usize = 16 * 1024 * 1024;
+
+/// For how much longer lines may wait for details. A line waits for the details of all pages before
+/// its own, so the pages of a poll share their time, and so do those of a full read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DetailsTime {
+    /// Of the poll under way, or else of the next one.
+    of_poll: Duration,
+    of_read: Duration,
+}
 
 /// A page that was adopted before its changes were stored; they are being stored now.
 pub(super) struct PendingCommit {
@@ -95,6 +105,44 @@ struct News<'a> {
     tally: Tally,
 }
 
+// === impl DetailsTime ===
+
+impl DetailsTime {
+    pub(super) fn new() -> Self {
+        Self {
+            of_poll: DETAILS_DEADLINE,
+            of_read: DETAILS_DEADLINE,
+        }
+    }
+
+    /// Notes that a poll has ended.
+    pub(super) fn poll_ended(&mut self) {
+        self.of_poll = DETAILS_DEADLINE;
+    }
+
+    /// Notes that a full read may have begun with an answer of a poll. The lines of that answer
+    /// come before those of the read.
+    pub(super) fn read_begins(&mut self) {
+        self.of_read = self.of_poll;
+    }
+
+    /// Returns for how long a page may wait. The answer of a poll waits while a page of a full read
+    /// is processed, so such a page takes no more than is left for the poll.
+    fn left(self, purpose: &Purpose) -> Duration {
+        match purpose {
+            Purpose::Poll => self.of_poll,
+            Purpose::FullRead | Purpose::Confirm(_) => self.of_poll.min(self.of_read),
+        }
+    }
+
+    fn spend(&mut self, purpose: &Purpose, spent: Duration) {
+        self.of_poll = self.of_poll.saturating_sub(spent);
+        if *purpose != Purpose::Poll {
+            self.of_read = self.of_read.saturating_sub(spent);
+        }
+    }
+}
+
 // === impl Running ===
 
 impl Running {
@@ -112,7 +160,7 @@ impl Running {
         let sightings = reading::sightings(&page.alerts);
         let facts = Facts::of(request, &page);
         let delta = self.compare(purpose, &page, &sightings).await?;
-        let beyond = self.beyond(&page, &sightings, &delta).await?;
+        let beyond = self.beyond(purpose, &page, &sightings, &delta).await?;
         let details = beyond.parse_details(&page.alerts);
         let found = Found {
             page: &page,
@@ -171,6 +219,7 @@ impl Running {
     /// Asks the store and the server what else is known of the alerts that a page changes.
     async fn beyond(
         &mut self,
+        purpose: &Purpose,
         page: &Page<'_>,
         sightings: &[Sighting<'_>],
         delta: &Delta,
@@ -181,8 +230,11 @@ impl Running {
         } else {
             HashMap::new()
         };
-        let details = search.details(&delta.opened, &page.alerts);
+        let began = Instant::now();
+        let deadline = began + self.details_time.left(purpose);
+        let details = search.details(&delta.opened, &page.alerts, deadline);
         let details = search.heartbeat.beat_after(details).await;
+        self.details_time.spend(purpose, began.elapsed());
         let stored = search.stored_details(held, delta, sightings).await?;
         Ok(Beyond {
             ordinals,
@@ -518,11 +570,15 @@ impl Search {
     }
 
     /// Asks for the own pages of new alerts. Returns those that come in time.
-    async fn details(&self, opened: &[usize], alerts: &[Alert<'_>]) -> Vec<(usize, Answer)> {
+    async fn details(
+        &self,
+        opened: &[usize],
+        alerts: &[Alert<'_>],
+        deadline: Instant,
+    ) -> Vec<(usize, Answer)> {
         if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
             return Vec::new();
         }
-        let deadline = Instant::now() + DETAILS_DEADLINE;
         let asked: Vec<(usize, String)> = opened
             .iter()
             .map(|place| (*place, alerts[*place].id.clone().into_owned()))

@@ -95,6 +95,7 @@ impl Running {
                 if !was_reading {
                     // This may be the first page of a full read as well.
                     self.read_paging = Paging::of(&request);
+                    self.details_time.read_begins();
                 }
             }
             Err(failure) => {
@@ -220,6 +221,7 @@ impl Running {
     /// Ends a poll. If it failed, no result is published, however many of its pages came.
     fn end_poll(&mut self, outcome: Result<u64, PollError>) {
         let Some(poll) = self.poll.take() else { return };
+        self.details_time.poll_ended();
         let took = poll.began.elapsed();
         self.search.metrics.poll_ended(took);
         let succeeded = outcome.is_ok();
