@@ -280,8 +280,9 @@ impl ClientInfo {
 
 impl<R> Envelope<R> {
     /// Returns the number of the page after `requested`, if there is one. `nextPage` decides whether
-    /// there is; without it `nextPageNo` decides, and without both `totalPages`. The number is
-    /// `nextPageNo` if that makes sense, otherwise `requested` + 1.
+    /// there is; without it `nextPageNo` decides, and without both `totalPages`. The number is never
+    /// `nextPageNo`: some server may give another number there, such as the place of the next
+    /// alert, and the pages in between would never be read.
     fn next_page(&self, requested: u64) -> Option<u64> {
         let here = self.page_no.filter(|page| *page > 0).unwrap_or(requested);
         let more = match (self.next_page, self.next_page_no) {
@@ -289,9 +290,7 @@ impl<R> Envelope<R> {
             (None, Some(next)) => next > here,
             (None, None) => self.total_pages.is_some_and(|pages| pages > here),
         };
-        // With a number that does not lead onwards, the same pages would be read for ever.
-        let next = self.next_page_no.filter(|next| *next > requested);
-        next.or_else(|| requested.checked_add(1)).filter(|_| more)
+        requested.checked_add(1).filter(|_| more)
     }
 }
 
@@ -536,6 +535,11 @@ mod tests {
             next(r#""nextPage":true,"nextPageNo":1"#, 3),
             Some(4),
             "nor does an earlier page"
+        );
+        assert_eq!(
+            next(r#""nextPage":true,"nextPageNo":11"#, 1),
+            Some(2),
+            "the number may be that of an alert"
         );
         assert_eq!(next(r#""nextPage":false,"nextPageNo":2"#, 1), None);
         assert_eq!(next(r#""totalPages":3"#, 2), Some(3));
