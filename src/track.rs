@@ -5,10 +5,14 @@
 //! are taken over ([`Tracker::adopt`]). A *reading* is one pass over the whole result: alerts that
 //! it does not show are missing ([`Tracker::missing`]). An alert takes about a hundred bytes.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    sync::Arc,
+};
 
 use hashbrown::{HashTable, hash_table};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 mod groups;
 
@@ -72,6 +76,8 @@ pub struct KnownState {
 #[derive(Debug)]
 pub struct Tracker {
     alerts: HashTable<Entry>,
+    /// Random, so that no server can choose ids whose hashes collide.
+    seed: u64,
     words: Words,
     groups: Groups,
     /// The number of the present reading.
@@ -132,6 +138,7 @@ impl Tracker {
     pub fn new(group_by: Arc<[GroupLabel]>, max_groups: usize) -> Self {
         Self {
             alerts: HashTable::new(),
+            seed: RandomState::new().build_hasher().finish(),
             words: Words::default(),
             groups: Groups::new(group_by, max_groups),
             reading: 1,
@@ -223,7 +230,8 @@ impl Tracker {
     /// Notes that an alert has been seen in the present reading.
     pub fn mark_seen(&mut self, id: &str) {
         let (id, reading) = (Id::new(id), self.reading);
-        let Ok(mut entry) = self.alerts.find_entry(id.hash(), |entry| entry.id == id) else {
+        let hash = id.hash(self.seed);
+        let Ok(mut entry) = self.alerts.find_entry(hash, |entry| entry.id == id) else {
             return;
         };
         let entry = entry.get_mut();
@@ -246,8 +254,9 @@ impl Tracker {
     /// seen next is then no change.
     pub fn load_without_status(&mut self, known: KnownAlert<'_>) {
         let id = Id::new(known.sighting.id);
+        let hash = id.hash(self.seed);
         self.insert(known);
-        if let Some(entry) = self.alerts.find_mut(id.hash(), |entry| entry.id == id) {
+        if let Some(entry) = self.alerts.find_mut(hash, |entry| entry.id == id) {
             entry.status = UNKNOWN;
         }
     }
@@ -255,7 +264,8 @@ impl Tracker {
     /// Forgets an alert that has left.
     pub fn forget(&mut self, id: &str) {
         let id = Id::new(id);
-        let Ok(found) = self.alerts.find_entry(id.hash(), |entry| entry.id == id) else {
+        let hash = id.hash(self.seed);
+        let Ok(found) = self.alerts.find_entry(hash, |entry| entry.id == id) else {
             return;
         };
         let (entry, _) = found.remove();
@@ -311,7 +321,8 @@ impl Tracker {
     /// again, it is open again.
     pub fn mark_leaving(&mut self, id: &str) {
         let id = Id::new(id);
-        if let Some(entry) = self.alerts.find_mut(id.hash(), |entry| entry.id == id)
+        let hash = id.hash(self.seed);
+        if let Some(entry) = self.alerts.find_mut(hash, |entry| entry.id == id)
             && !entry.is_leaving()
         {
             if entry.seen_in == self.reading {
@@ -384,11 +395,10 @@ impl Tracker {
             status: self.words.intern(sighting.status),
         };
         let created_at = entry.created_at;
-        let hash = entry.id.hash();
-        match self
-            .alerts
-            .entry(hash, |other| other.id == entry.id, |other| other.id.hash())
-        {
+        let seed = self.seed;
+        let is_same = |other: &Entry| other.id == entry.id;
+        let hash_of = |other: &Entry| other.id.hash(seed);
+        match self.alerts.entry(hash_of(&entry), is_same, hash_of) {
             hash_table::Entry::Vacant(place) => {
                 place.insert(entry);
             }
@@ -414,7 +424,7 @@ impl Tracker {
 
     fn find(&self, id: &str) -> Option<&Entry> {
         let id = Id::new(id);
-        self.alerts.find(id.hash(), |entry| entry.id == id)
+        self.alerts.find(id.hash(self.seed), |entry| entry.id == id)
     }
 
     fn is_entry_missing(&self, entry: &Entry) -> bool {
@@ -449,10 +459,10 @@ impl Id {
         }
     }
 
-    fn hash(&self) -> u64 {
+    fn hash(&self, seed: u64) -> u64 {
         match self {
-            Self::Number(number) => xxh3_64(&number.to_le_bytes()),
-            Self::Text(text) => xxh3_64(text.as_bytes()),
+            Self::Number(number) => xxh3_64_with_seed(&number.to_le_bytes(), seed),
+            Self::Text(text) => xxh3_64_with_seed(text.as_bytes(), seed),
         }
     }
 

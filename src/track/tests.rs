@@ -137,11 +137,26 @@ fn ids_that_look_alike_are_different_alerts() {
 
 #[test]
 fn ids_that_differ_are_found_without_looking_at_others() {
+    let seed = tracker().seed;
     let hashes: BTreeSet<u64> = (0..100)
         .flat_map(|number| [number.to_string(), format!("alert-{number}")])
-        .map(|id| Id::new(&id).hash())
+        .map(|id| Id::new(&id).hash(seed))
         .collect();
     assert_eq!(hashes.len(), 200);
+}
+
+/// Ids may be chosen so that their hashes are equal in the bits that the table looks at first, but
+/// only for a seed that is known.
+#[test]
+fn ids_whose_hashes_collide_with_one_seed_do_not_with_another() {
+    let place = |id: &Id, seed| id.hash(seed) % 4096;
+    let ids = (0..1 << 18).map(Id::Number);
+    let colliding: Vec<_> = ids.filter(|id| place(id, 0) == 0).collect();
+    assert!(colliding.len() > 32, "{}", colliding.len());
+    let seed = tracker().seed;
+    let places: BTreeSet<_> = colliding.iter().map(|id| place(id, seed)).collect();
+    assert!(places.len() > colliding.len() / 2, "{}", places.len());
+    assert_ne!(seed, tracker().seed);
 }
 
 #[test]
