@@ -27,9 +27,9 @@ pub struct Sighting<'a> {
     pub id: &'a str,
     /// A hash of everything whose change is worth storing.
     pub digest: u64,
-    /// The state; empty if there is none.
+    /// The state; empty if it is not known, because the page or the store lacks it.
     pub state: &'a str,
-    /// The status; empty if there is none.
+    /// The status; empty if it is not known.
     pub status: &'a str,
 }
 
@@ -51,7 +51,8 @@ pub struct KnownAlert<'a> {
 pub struct Delta {
     /// Alerts that were not known so far.
     pub opened: Vec<usize>,
-    /// Known alerts with another state or status.
+    /// Known alerts with another state or status. A word that was not known, or that the page
+    /// lacks, counts as the same.
     pub changed: Vec<(usize, KnownState)>,
     /// Known alerts with the same state and status, in which something else differs.
     pub refreshed: Vec<(usize, KnownState)>,
@@ -250,17 +251,6 @@ impl Tracker {
         self.insert(known);
     }
 
-    /// Takes over an alert of which the store knew everything but the status. Any status that is
-    /// seen next is then no change.
-    pub fn load_without_status(&mut self, known: KnownAlert<'_>) {
-        let id = Id::new(known.sighting.id);
-        let hash = id.hash(self.seed);
-        self.insert(known);
-        if let Some(entry) = self.alerts.find_mut(hash, |entry| entry.id == id) {
-            entry.status = UNKNOWN;
-        }
-    }
-
     /// Forgets an alert that has left.
     pub fn forget(&mut self, id: &str) {
         let id = Id::new(id);
@@ -404,7 +394,14 @@ impl Tracker {
             }
             hash_table::Entry::Occupied(mut place) => {
                 let old = std::mem::replace(place.get_mut(), entry);
-                place.get_mut().seen_in = old.seen_in;
+                let entry = place.get_mut();
+                entry.seen_in = old.seen_in;
+                if entry.state == UNKNOWN {
+                    entry.state = old.state;
+                }
+                if entry.status == UNKNOWN {
+                    entry.status = old.status;
+                }
                 if old.is_leaving() {
                     self.groups.show(old.group);
                     self.groups.hide(place.get().group);
@@ -478,6 +475,9 @@ impl Id {
 
 impl Words {
     fn intern(&mut self, word: &str) -> WordId {
+        if word.is_empty() {
+            return UNKNOWN;
+        }
         let known = self.0.iter().position(|known| **known == *word);
         let place = known.unwrap_or_else(|| {
             if self.0.len() < MAX_WORDS {
@@ -490,11 +490,13 @@ impl Words {
         WordId::try_from(place).unwrap_or(WordId::MAX)
     }
 
-    /// Whether a `known` word is this `word`, in any case. For [`UNKNOWN`], and for words for
-    /// which there was no room, nobody can tell, so they count as the same.
+    /// Whether a `known` word is this `word`, in any case. For [`UNKNOWN`], for words for which
+    /// there was no room, and for a `word` that is lacking, nobody can tell, so they count as the
+    /// same.
     fn matches(&self, known: WordId, word: &str) -> bool {
         let known = usize::from(known);
-        known >= MAX_WORDS
+        word.is_empty()
+            || known >= MAX_WORDS
             || self
                 .0
                 .get(known)

@@ -273,12 +273,15 @@ fn a_server_that_invents_words_is_bounded() {
 fn a_status_that_the_store_did_not_know_has_not_changed() {
     let mut tracker = tracker();
     let stored = KnownAlert {
-        sighting: sighting("1", "Ok", 1),
+        sighting: Sighting {
+            status: "",
+            ..sighting("1", "Ok", 1)
+        },
         ordinal: 3,
         created_at: None,
         group: vec!["Ok".into()],
     };
-    tracker.load_without_status(stored);
+    tracker.load(stored);
     let delta = tracker.compare(&[sighting("1", "Ok", 2)], |_| false);
     let before = KnownState {
         ordinal: 3,
@@ -295,6 +298,33 @@ fn a_status_that_the_store_did_not_know_has_not_changed() {
         ..sighting("1", "Ok", 3)
     };
     let delta = tracker.compare(&[other], |_| false);
+    assert_eq!(delta.changed.len(), 1);
+}
+
+/// Some of a server's backends may leave members out.
+#[test]
+fn a_word_that_a_page_lacks_has_not_changed_and_stays_known() {
+    let mut tracker = tracker();
+    let lacking = Sighting {
+        id: "1",
+        digest: 2,
+        state: "",
+        status: "",
+    };
+    adopt_all(&mut tracker, &[sighting("1", "Ok", 1)]);
+    for page in [lacking, sighting("1", "Ok", 1), lacking] {
+        let delta = adopt_all(&mut tracker, &[page]);
+        assert_eq!((delta.changed.len(), delta.refreshed.len()), (0, 1));
+        let known = tracker.known_state("1").unwrap();
+        assert_eq!((&*known.state, &*known.status), ("Ok", "New"));
+    }
+    let delta = adopt_all(&mut tracker, &[sighting("1", "Critical", 3)]);
+    assert_eq!(delta.changed.len(), 1);
+    // Of an alert that opened without a word, the first one is no change.
+    adopt_all(&mut tracker, &[Sighting { id: "2", ..lacking }]);
+    let delta = adopt_all(&mut tracker, &[sighting("2", "Ok", 1)]);
+    assert_eq!((delta.changed.len(), delta.refreshed.len()), (0, 1));
+    let delta = adopt_all(&mut tracker, &[sighting("2", "Warning", 2)]);
     assert_eq!(delta.changed.len(), 1);
 }
 

@@ -286,7 +286,10 @@ impl Running {
         } in changes
         {
             let sighting = found.sightings[place];
-            let fields = fields_of(&found.page.alerts[place], found.further(place));
+            let mut fields = fields_of(&found.page.alerts[place], found.further(place));
+            if let Some(before) = before {
+                keep_words(&mut fields, before);
+            }
             let silent = kind == Some(EventKind::Opened)
                 && self.is_before_our_time(&fields, found.clock_ahead);
             let happened = u32::from(kind.is_some());
@@ -305,7 +308,7 @@ impl Running {
                 ordinal,
                 digest: sighting.digest,
                 created_at: fields.created_at,
-                state: sighting.state.into(),
+                state: reading::compared(&fields.state).into(),
                 body: bodies.body(|out| fields.write_stored(out)),
             });
             let Some(kind) = kind.filter(|_| !silent) else {
@@ -644,6 +647,19 @@ fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<AlertFields<'a>>) -> Aler
     fields
 }
 
+/// Keeps the state and the status from before a change if the answer lacks them.
+fn keep_words(fields: &mut AlertFields<'_>, before: &KnownState) {
+    let words = [
+        (&mut fields.state, &before.state),
+        (&mut fields.status, &before.status),
+    ];
+    for (now, before) in words {
+        if reading::compared(now).is_empty() {
+            *now = word(before).map(|before| before.into_owned().into());
+        }
+    }
+}
+
 /// Returns an earlier state or status, if there was one and it is known.
 pub(super) fn word(before: &str) -> Option<Cow<'_, str>> {
     (!before.is_empty()).then_some(Cow::Borrowed(before))
@@ -691,6 +707,26 @@ mod tests {
         // The calls are: earlier ordinals, the commit, and that the result has been read.
         assert_eq!(learn(&mut running, &["Critical"]).await.unwrap(), 1);
         assert_eq!(*calls.lock(), 3);
+    }
+
+    /// Else the state would be lost at the next start, and the gauges would count the alert under
+    /// no state meanwhile.
+    #[tokio::test]
+    async fn a_state_that_an_answer_lacks_stays_known_and_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), store::JOURNAL_LIMIT).await;
+        let mut running = running(&store, &Health::default()).await;
+        assert_eq!(learn(&mut running, &["Critical"]).await.unwrap(), 1);
+        for state in ["", "Critical", ""] {
+            assert_eq!(learn(&mut running, &[state]).await.unwrap(), 0, "{state:?}");
+            let stored = store.stored(running.held, vec!["0".into()]).await.unwrap();
+            let fields = AlertFields::from_stored(&stored[0].body).unwrap();
+            assert_eq!(fields.state.as_deref(), Some("Critical"), "{state:?}");
+            assert_eq!(&*stored[0].state, "Critical", "{state:?}");
+            let groups = running.engine.tracker().groups();
+            assert_eq!(groups, [(vec!["Critical".into()], 1)], "{state:?}");
+        }
+        assert_eq!(learn(&mut running, &["Warning"]).await.unwrap(), 1);
     }
 
     #[tokio::test]

@@ -191,7 +191,7 @@ impl Search {
                     state: Some((&*alert.state).into()),
                     ..AlertFields::default()
                 };
-                tracker.load_without_status(known(alert, &fields, &group_by));
+                tracker.load(known(alert, &fields, &group_by));
             }
             let last = page.last().filter(|_| page.len() == store::LOAD_PAGE);
             let Some(last) = last.map(|alert| alert.id.clone()) else {
