@@ -33,7 +33,7 @@ pub use self::{
     confirmation::{Question, can_be_asked_for},
     out_of_sight::FailedPage,
 };
-use super::full_read::{Facts, Flow, FullRead, Hollow};
+use super::full_read::{Facts, Flow, FullRead, Hollow, Shortfall};
 use crate::track::{Delta, KnownAlert, KnownState, Sighting, Tracker};
 
 /// Maximum number of alerts asked for by id after a reading that did not show everything.
@@ -49,6 +49,9 @@ const SURPLUS_POLLS: u32 = 3;
 const HOLLOW: Duration = Duration::from_secs(25 * 60);
 /// Minimum number of these readings, because an outage may lie between two of them.
 const HOLLOW_IN_A_ROW: u32 = 4;
+/// Number of readings in a row that show less than they count before that is told. Once or twice,
+/// alerts may have left and others entered in just that moment.
+const SHORTFALLS: u32 = 3;
 /// If an answer lacks more known alerts than this, and more than it shows, a second answer must
 /// agree: a mass closing is rarer than a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
@@ -114,6 +117,9 @@ struct ReadingHistory {
     hollow_in_a_row: Option<(Instant, u32)>,
     /// The hollow page of the last warning; `None` once a reading has ended otherwise.
     hollow_warned: Option<u64>,
+    /// Number of the latest readings in a row that had a shortfall.
+    shortfalls_in_a_row: u32,
+    shortfall_to_tell: Option<Shortfall>,
     has_gone_through: bool,
 }
 
@@ -127,6 +133,7 @@ struct LastReading {
     unreadable: u64,
     /// The page at which the reading ended, if that page was hollow.
     hollow: Option<Hollow>,
+    shortfall: Option<Shortfall>,
     /// When the result is due to be read again.
     next_due: Instant,
 }
@@ -139,6 +146,7 @@ struct Ending {
     sound: bool,
     unreadable: usize,
     hollow: Option<Hollow>,
+    shortfall: Option<Shortfall>,
 }
 
 /// What is needed to take back a page that was adopted before its changes were stored.
@@ -257,6 +265,7 @@ impl Engine {
             // An engine with unreadable items was not complete, so it would not be resumed.
             unreadable: 0,
             hollow: None,
+            shortfall: None,
             next_due: now + self.options.full_read_interval.saturating_sub(ago),
         };
         self.history.add(last, self.tracker.open_count(), now);
@@ -315,6 +324,12 @@ impl Engine {
         let page = hollow.map(|hollow| hollow.page);
         let warned = std::mem::replace(&mut self.history.hollow_warned, page);
         hollow.filter(|_| warned != page)
+    }
+
+    /// Returns what readings have not shown, though they count it: only once, after several of them
+    /// in a row.
+    pub(crate) fn shortfall_to_tell(&mut self) -> Option<Shortfall> {
+        self.history.shortfall_to_tell.take()
     }
 
     /// Whether there is a witness, whose own page is asked for beside those of others.
@@ -602,6 +617,7 @@ impl Engine {
             sound: false,
             unreadable: read.unreadable(),
             hollow: None,
+            shortfall: None,
         };
         self.background = Background::Idle;
         self.rest_until = Some(now + self.rest(true, took));
@@ -699,6 +715,7 @@ impl Engine {
                 sound,
                 unreadable: facts.unreadable,
                 hollow: None,
+                shortfall: None,
             };
             self.finish_reading(ending, Some(overtaken), now);
             return Next::Done;
@@ -886,6 +903,7 @@ impl Engine {
                 let took = now - *begun;
                 let unreadable = read.unreadable();
                 let hollow = read.hollow().filter(|_| !sound);
+                let shortfall = read.shortfall();
                 self.background = Background::Idle;
                 let nothing_is_missing = self.tracker.seen_count() == self.tracker.open_count();
                 let adds_up = (self.tracker.open_count() + unreadable) as u64 == facts.total;
@@ -895,6 +913,7 @@ impl Engine {
                     sound,
                     unreadable,
                     hollow,
+                    shortfall,
                 };
                 self.finish_reading(ending, None, now);
             }
@@ -916,11 +935,13 @@ impl Engine {
             sound,
             unreadable,
             hollow,
+            shortfall,
         } = ending;
         let last = LastReading {
             sound,
             unreadable: unreadable as u64,
             hollow,
+            shortfall,
             next_due: now + self.options.full_read_interval,
         };
         self.history.add(last, self.tracker.seen_count(), now);
@@ -983,6 +1004,12 @@ impl ReadingHistory {
             self.hollow_in_a_row = None;
             self.not_hollow += 1;
         }
+        self.shortfalls_in_a_row = match last.shortfall {
+            Some(_) => self.shortfalls_in_a_row + 1,
+            None => 0,
+        };
+        let is_told = self.shortfalls_in_a_row == SHORTFALLS;
+        self.shortfall_to_tell = last.shortfall.filter(|_| is_told);
         self.sound += u64::from(last.sound);
         let is_seen = last.sound && shown > 0;
         let is_hollow = self.hollow_in_a_row.is_some_and(|(since, count)| {

@@ -69,6 +69,14 @@ pub(crate) struct Hollow {
     pub(crate) total: u64,
 }
 
+/// A full read that has shown fewer alerts than all its answers have counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shortfall {
+    pub(crate) total: u64,
+    /// Number of alerts that were seen, and of items that could not be read.
+    pub(crate) shown: u64,
+}
+
 /// Number of times that a full read begins again before it makes do with pages whose size keeps
 /// changing.
 const RESTARTS: u32 = 3;
@@ -325,6 +333,17 @@ impl FullRead {
     /// The hollow page at which the full read has ended, if it has ended at one.
     pub(super) fn hollow(&self) -> Option<Hollow> {
         self.hollow
+    }
+
+    /// What the full read has not shown, unless a hollow page or alerts that came or left meanwhile
+    /// may be the reason.
+    pub(super) fn shortfall(&self) -> Option<Shortfall> {
+        let shown = (self.seen + self.unreadable()) as u64;
+        let is_short = shown < self.counted && !self.has_moved && self.hollow.is_none();
+        is_short.then_some(Shortfall {
+            total: self.counted,
+            shown,
+        })
     }
 
     /// Number of items on the pages that could not be read. Nobody knows which alerts they are.

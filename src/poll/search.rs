@@ -33,7 +33,7 @@ use self::{
 use super::{
     AtFirstStart, SearchOptions,
     engine::{Engine, Limits, Purpose},
-    full_read::Hollow,
+    full_read::{Hollow, Shortfall},
     schedule::Grid,
 };
 use crate::{
@@ -327,14 +327,22 @@ impl Running {
         }
     }
 
-    /// Warns, once, that full reads end at a hollow page.
-    fn tell_of_hollow_page(&mut self) {
+    /// Warns, once, that full reads end at a hollow page, or do not show all that they count.
+    fn tell_of_what_is_not_shown(&mut self) {
         if let Some(Hollow { page, total }) = self.engine.hollow_to_tell() {
             tracing::warn!(
                 search = %self.search.key,
                 page,
                 total,
                 "the server shows nothing on a page of the result, though it counts more; what it does not show is not seen"
+            );
+        }
+        if let Some(Shortfall { total, shown }) = self.engine.shortfall_to_tell() {
+            tracing::warn!(
+                search = %self.search.key,
+                total,
+                shown,
+                "the server counts more alerts of the result than its pages show; what it does not show is not seen"
             );
         }
     }

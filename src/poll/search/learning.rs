@@ -187,7 +187,7 @@ impl Running {
         if self.engine.sound_readings() != readings_before {
             self.search.status.last_full_read = Some(clock::now());
         }
-        self.tell_of_hollow_page();
+        self.tell_of_what_is_not_shown();
         self.prime().await?;
         Ok((next, events))
     }

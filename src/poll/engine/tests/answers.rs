@@ -595,6 +595,30 @@ fn a_reading_that_has_not_shown_all_is_followed_by_another_though_the_count_adds
 }
 
 #[test]
+fn that_readings_show_less_than_they_count_is_told_once_after_three_in_a_row() {
+    let mut run = run_with(250, 100);
+    let mut read = |surplus, opens: &[Act]| {
+        run.server.surplus = surplus;
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        for act in opens {
+            run.server.act(act);
+        }
+        while run.background(false) {}
+        let told = run.engine.shortfall_to_tell();
+        told.map(|told| told.total - told.shown)
+    };
+    let [opens, quiet] = [&[Act::Open(1)][..], &[]];
+    assert_eq!(
+        [5; 4].map(|by| read(by, quiet)),
+        [None, None, Some(5), None]
+    );
+    assert_eq!([5, 5, 0].map(|by| read(by, quiet)), [None; 3]);
+    assert_eq!([5, 5].map(|by| read(by, quiet)), [None; 2]);
+    assert_eq!(read(5, opens), None, "the total moved");
+}
+
+#[test]
 fn a_result_that_shows_nothing_of_a_further_page_is_gone_through_after_some_half_an_hour() {
     let mut run = Run::new(false, 100, true);
     run.server.act(&Act::Open(250));
@@ -808,6 +832,7 @@ fn a_missed_page_outlasts_a_reading_that_is_not_sound_and_one_that_was_under_way
         sound,
         unreadable: 0,
         hollow: None,
+        shortfall: None,
     };
     run.engine.finish_reading(ending(true), None, run.now);
     assert!(run.engine.misses_a_page());
