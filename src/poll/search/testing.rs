@@ -78,7 +78,10 @@ pub(super) async fn running(store: &Store, health: &Health) -> Running {
         max_poll_pages: 25,
         has_one_status: true,
     };
-    let engine = Engine::new(engine_options, Tracker::new([GroupLabel::State].into(), 200));
+    let engine = Engine::new(
+        engine_options,
+        Tracker::new([GroupLabel::State].into(), 200),
+    );
     let grid = Grid::new(&search.key, search.options.interval, Instant::now());
     Running::new(search, &loaded, engine, grid)
 }
