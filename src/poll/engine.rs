@@ -903,10 +903,12 @@ impl Engine {
                 let took = now - *begun;
                 let unreadable = read.unreadable();
                 let hollow = read.hollow().filter(|_| !sound);
-                let shortfall = read.shortfall();
+                let known = (self.tracker.open_count() + unreadable) as u64;
+                // A known alert that repeats may move to a page that was read before.
+                let shortfall = read.shortfall().filter(|_| known < facts.total);
                 self.background = Background::Idle;
                 let nothing_is_missing = self.tracker.seen_count() == self.tracker.open_count();
-                let adds_up = (self.tracker.open_count() + unreadable) as u64 == facts.total;
+                let adds_up = known == facts.total;
                 let in_vain = !sound || nothing_is_missing && !adds_up;
                 self.rest_until = Some(now + self.rest(in_vain, took));
                 let ending = Ending {

@@ -619,6 +619,24 @@ fn that_readings_show_less_than_they_count_is_told_once_after_three_in_a_row() {
 }
 
 #[test]
+fn known_alerts_that_repeat_while_full_reads_pass_them_are_no_shortfall() {
+    let mut run = Run::new(true, 100, true);
+    run.server.act(&Act::Open(250));
+    run.settle();
+    for _ in 0..4 {
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        assert!(run.background(false));
+        let oldest = run.server.result().last().unwrap().0;
+        run.server.clock += 3;
+        run.server
+            .act(&Act::Bump(u16::try_from(oldest - 1).unwrap()));
+        while run.background(false) {}
+        assert_eq!(run.engine.shortfall_to_tell(), None);
+    }
+}
+
+#[test]
 fn a_result_that_shows_nothing_of_a_further_page_is_gone_through_after_some_half_an_hour() {
     let mut run = Run::new(false, 100, true);
     run.server.act(&Act::Open(250));
