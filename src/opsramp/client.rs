@@ -244,7 +244,12 @@ impl Client {
     ///
     /// # Errors
     /// If the request fails.
-    pub async fn alert(&self, tenant: &str, id: &str) -> Result<Option<Answer>, Error> {
+    pub async fn alert(
+        &self,
+        tenant: &str,
+        id: &str,
+        urgency: Urgency,
+    ) -> Result<Option<Answer>, Error> {
         if !is_path_segment(id) {
             return Ok(None);
         }
@@ -256,7 +261,7 @@ impl Client {
             tenant,
             url,
             allowance: share.alert(),
-            urgency: Urgency::Background,
+            urgency,
         });
         match answer.await {
             Err(Error::Http { status: 404, .. }) => Ok(None),
@@ -822,10 +827,25 @@ mod tests {
         })
         .await;
         for id in ["gone", "unknown", "", ".", ".."] {
-            assert!(client.alert("client/1", id).await.unwrap().is_none());
+            assert!(
+                client
+                    .alert("client/1", id, Urgency::Poll)
+                    .await
+                    .unwrap()
+                    .is_none()
+            );
         }
-        assert!(client.alert("client/1", "a?b/c").await.unwrap().is_some());
-        let error = client.alert("client/1", "other").await.unwrap_err();
+        assert!(
+            client
+                .alert("client/1", "a?b/c", Urgency::Poll)
+                .await
+                .unwrap()
+                .is_some()
+        );
+        let error = client
+            .alert("client/1", "other", Urgency::Poll)
+            .await
+            .unwrap_err();
         assert_eq!(error.reason(), "http");
     }
 
@@ -843,7 +863,11 @@ mod tests {
             "search answered more than 2097152 bytes; raise max_response_size if that is right"
         );
         assert_eq!(
-            client.alert("client_1", "1").await.unwrap_err().chain(),
+            client
+                .alert("client_1", "1", Urgency::Poll)
+                .await
+                .unwrap_err()
+                .chain(),
             "alert answered more than 1048576 bytes"
         );
     }

@@ -459,6 +459,27 @@ async fn own_pages_that_would_come_too_late_are_not_asked_for() {
     assert_eq!(asked(), 2 * AT_ONCE);
 }
 
+/// A burst uses up what the background may of the allowance by id.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_burst_a_new_alert_still_gets_its_description() {
+    let simulator = start(world(0)).await;
+    let mut plan = plan(&simulator.url());
+    plan.fetch_details = true;
+    plan.searches[0].page_size = 500;
+    plan.accounts[0].options.timeout = PATIENCE;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    for (alerts, opened) in [(450, 450), (1, 451)] {
+        simulator.open_many(DEMO_TENANT, alerts).unwrap();
+        eventually("opened", || async {
+            exporter.count("opened").await == opened
+        })
+        .await;
+    }
+    let events = exporter.events().await;
+    assert!(events[450]["description"].is_string(), "{}", events[450]);
+}
+
 /// A line waits for the details of all pages before its own. So once a page of a poll or of a full
 /// read has waited in vain, its further pages do not wait.
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running, in_time, learning::
 use crate::{
     clock,
     identity::EventKind,
-    opsramp::{Answer, Client, Error, alert::Alert},
+    opsramp::{Answer, Client, Error, Urgency, alert::Alert},
     poll::{bodies::Bodies, reading},
     record::{AlertFields, Happening},
     store::{Commit, StoredAlert},
@@ -220,7 +220,7 @@ async fn fetch_own_page(client: &Client, tenant: &str, id: &str) -> OwnPage {
     let mut pause = REASONS_PAUSE;
     let mut refused = false;
     loop {
-        let error = match client.alert(tenant, id).await {
+        let error = match client.alert(tenant, id, Urgency::Background).await {
             Ok(Some(answer)) => return OwnPage::Found(answer),
             Ok(None) => return OwnPage::NotFound,
             Err(error) => error,

@@ -14,7 +14,7 @@ use crate::{
     clock,
     health::Notice,
     identity::EventKind,
-    opsramp::{Answer, Page, SearchRequest, alert::Alert},
+    opsramp::{Answer, Page, SearchRequest, Urgency, alert::Alert},
     poll::{
         AtFirstStart,
         bodies::Bodies,
@@ -232,7 +232,7 @@ impl Running {
         };
         let began = Instant::now();
         let deadline = began + self.details_time.left(purpose);
-        let details = search.details(&delta.opened, &page.alerts, deadline);
+        let details = search.details(purpose, &delta.opened, &page.alerts, deadline);
         let details = search.heartbeat.beat_after(details).await;
         self.details_time.spend(purpose, began.elapsed());
         let stored = search.stored_details(held, delta, sightings).await?;
@@ -575,6 +575,7 @@ impl Search {
     /// Asks for the own pages of new alerts. Returns those that come in time.
     async fn details(
         &self,
+        purpose: &Purpose,
         opened: &[usize],
         alerts: &[Alert<'_>],
         deadline: Instant,
@@ -582,15 +583,24 @@ impl Search {
         if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
             return Vec::new();
         }
-        let asked: Vec<(usize, String)> = opened
+        let asked: Vec<(usize, String, Urgency)> = opened
             .iter()
-            .map(|place| (*place, alerts[*place].id.clone().into_owned()))
+            .enumerate()
+            .map(|(n, place)| {
+                // After a burst has used up what the background may, a new alert still gets its
+                // details.
+                let urgency = match purpose {
+                    Purpose::Poll if n < PAGES_AT_ONCE => Urgency::Poll,
+                    _ => Urgency::Background,
+                };
+                (*place, alerts[*place].id.clone().into_owned(), urgency)
+            })
             .collect();
         let client = &self.client;
         let tenant = &self.key.tenant.id;
         stream::iter(asked)
-            .map(|(place, id)| async move {
-                let answer = in_time(deadline, client.alert(tenant, &id)).await?;
+            .map(|(place, id, urgency)| async move {
+                let answer = in_time(deadline, client.alert(tenant, &id, urgency)).await?;
                 Some((place, answer.ok()??))
             })
             .buffer_unordered(PAGES_AT_ONCE)
