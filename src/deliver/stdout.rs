@@ -38,8 +38,8 @@ use super::{
 const MARK: &[u8] = b"stdout ";
 
 /// Number of bytes that are written at once, unless a single line is longer. A stop waits for no
-/// more than that, however slow the reader is.
-const PIECE: usize = 16 << 10;
+/// more than that.
+const PIECE: usize = 4 << 10;
 
 /// Standard output as a sink.
 #[derive(Debug)]

@@ -89,7 +89,7 @@ fn every_line_gets_through_a_pipe_that_is_often_full() {
 #[tokio::test]
 async fn a_stop_ends_a_delivery_to_a_slow_reader_behind_a_whole_line_and_the_rest_waits() {
     let mut events = events(1, MANY);
-    let first = format!("{{\"x\":\"{}\"}}", "y".repeat(5 * PIECE));
+    let first = format!("{{\"x\":\"{}\"}}", "y".repeat(20 * PIECE));
     events[0].event.body = first.clone().into();
     let (mut reader, writer) = io::pipe().unwrap();
     let sink = sink(writer);
@@ -165,7 +165,7 @@ fn where_an_error_broke_a_line_off_is_known() {
     let (reader, writer) = io::pipe().unwrap();
     let mut sink = sink(writer);
     let mut events = events(1, 3);
-    events[1].event.body = "y".repeat(5 * PIECE).into();
+    events[1].event.body = "y".repeat(20 * PIECE).into();
     let writing = thread::spawn(move || (sink.deliver(&events), sink));
     let whole = expected(1, 1).len() as u64;
     // The second line is more than the pipe holds.
