@@ -119,7 +119,6 @@ struct ReadingHistory {
     hollow_warned: Option<u64>,
     /// Number of the latest readings in a row that had a shortfall.
     shortfalls_in_a_row: u32,
-    shortfall_to_tell: Option<Shortfall>,
     has_gone_through: bool,
 }
 
@@ -133,6 +132,7 @@ struct LastReading {
     unreadable: u64,
     /// The page at which the reading ended, if that page was hollow.
     hollow: Option<Hollow>,
+    /// What it has not shown, until that is told.
     shortfall: Option<Shortfall>,
     /// When the result is due to be read again.
     next_due: Instant,
@@ -329,7 +329,9 @@ impl Engine {
     /// Returns what readings have not shown, though they count it: only once, after several of them
     /// in a row.
     pub(crate) fn shortfall_to_tell(&mut self) -> Option<Shortfall> {
-        self.history.shortfall_to_tell.take()
+        let is_due = self.history.shortfalls_in_a_row == SHORTFALLS;
+        let shortfall = self.history.last.as_mut()?.shortfall.take();
+        shortfall.filter(|_| is_due)
     }
 
     /// Whether there is a witness, whose own page is asked for beside those of others.
@@ -1010,8 +1012,6 @@ impl ReadingHistory {
             Some(_) => self.shortfalls_in_a_row + 1,
             None => 0,
         };
-        let is_told = self.shortfalls_in_a_row == SHORTFALLS;
-        self.shortfall_to_tell = last.shortfall.filter(|_| is_told);
         self.sound += u64::from(last.sound);
         let is_seen = last.sound && shown > 0;
         let is_hollow = self.hollow_in_a_row.is_some_and(|(since, count)| {

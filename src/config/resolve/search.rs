@@ -130,11 +130,10 @@ impl Resolver<'_> {
                 tenants
                     .filter_map(|(n, tenant)| {
                         let accounts = asking.get(&(Arc::clone(&server), &*tenant.id))?;
-                        let is_first = accounts
-                            .first()
-                            .is_some_and(|it| std::ptr::eq(*it, account));
-                        let excess = excess(accounts, &config.searches, &tenant.id);
-                        let excess = excess.filter(|_| is_first)?;
+                        if !std::ptr::eq(*accounts.first()?, account) {
+                            return None;
+                        }
+                        let excess = excess(accounts, &config.searches, &tenant.id)?;
                         Some((format!("{path}.tenants[{n}]"), excess))
                     })
                     .collect()

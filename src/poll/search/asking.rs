@@ -265,14 +265,9 @@ pub(in crate::poll) fn query_by_id(query: &str, question: &Question) -> String {
 mod tests {
     use super::*;
     use crate::{
-        health::Health,
         logging::captured,
         opsramp::Error,
-        poll::{
-            search::testing::{learn, running},
-            testing::open_store,
-        },
-        store::JOURNAL_LIMIT,
+        poll::search::testing::{alone, learn},
     };
 
     const WHILE: Duration = Duration::from_secs(600);
@@ -437,9 +432,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_empty_answer_to_a_trial_means_depends_on_what_it_counts_and_what_is_known() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
-        let mut running = running(&store, &Health::default()).await;
+        let (mut running, _folder) = alone().await;
         running.paging = Negotiation::new(WANTED);
         running.paging.usual = SMALLER;
         let is = |running: &Running, paging, shown: usize, total: usize| {
@@ -459,9 +452,7 @@ mod tests {
 
     #[tokio::test]
     async fn less_is_asked_for_if_a_first_page_is_refused_until_the_result_is_due_to_be_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
-        let mut running = running(&store, &Health::default()).await;
+        let (mut running, _folder) = alone().await;
         running.paging = Negotiation::new(WANTED);
         let further = SearchRequest {
             page: 2,

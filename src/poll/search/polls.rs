@@ -247,10 +247,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        health::Health,
         logging::captured,
         opsramp::{Answer, Error, SearchRequest},
-        poll::{search::testing::running, testing::open_store},
+        poll::search::testing::alone,
         store,
     };
 
@@ -268,13 +267,8 @@ mod tests {
 
     impl Polled {
         async fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let store = open_store(folder.path(), store::JOURNAL_LIMIT).await;
-            let running = running(&store, &Health::default()).await;
-            let mut polled = Self {
-                running,
-                _folder: folder,
-            };
+            let (running, _folder) = alone().await;
+            let mut polled = Self { running, _folder };
             assert_eq!(polled.poll(&[Ok((0, 1))]).await, 1);
             polled
         }

@@ -14,11 +14,11 @@ use crate::{
         AtFirstStart,
         engine::{Engine, Options, Purpose},
         schedule::Grid,
-        testing::{NOBODY, account_options, metrics, search_options},
+        testing::{NOBODY, account_options, metrics, open_store, search_options},
     },
     record,
     status::Board,
-    store::Store,
+    store::{JOURNAL_LIMIT, Store},
     track::{GroupLabel, Tracker},
 };
 
@@ -84,6 +84,13 @@ pub(super) async fn running(store: &Store, health: &Health) -> Running {
     );
     let grid = Grid::new(&search.key, search.options.interval, Instant::now());
     Running::new(search, &loaded, engine, grid)
+}
+
+/// A search that has been taken up from a store that nobody else has.
+pub(super) async fn alone() -> (Running, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+    (running(&store, &Health::default()).await, folder)
 }
 
 /// Returns the number of events if the server shows the alerts 0, 1, … in these states.

@@ -68,6 +68,14 @@ async fn stalled(url: &str, lease: Duration) -> Store {
     store
 }
 
+/// A new database, and such a store with the sink `s`.
+async fn stalled_with_sink() -> (String, Store) {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    (url, store)
+}
+
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }

@@ -536,9 +536,7 @@ async fn a_locked_row_holds_up_no_other_that_is_given_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let (other, locked, mut lock) = one_of_two_locked(&store).await;
     lock.batch("ROLLBACK").await.unwrap();
     store.commit(locked, events(1..3), second(2)).await.unwrap();
@@ -578,9 +576,7 @@ async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_free_once_its_place_could_not_be_told_is_not_given_back_without_it() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let (_, locked, mut lock) = one_of_two_locked(&store).await;
     lock.batch("ROLLBACK").await.unwrap();
     store.commit(locked, events(1..3), second(2)).await.unwrap();
@@ -654,9 +650,7 @@ async fn a_search_whose_row_is_locked_takes_up_no_turn_and_is_not_taken_for_anot
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (_, store) = stalled_with_sink().await;
     let (_, locked, mut lock) = one_of_two_locked(&store).await;
     let rows = lock.query("SELECT pg_backend_pid()", &[]).await.unwrap();
     let process: i32 = rows[0].get(0);
@@ -819,9 +813,7 @@ async fn where_the_table_of_the_searches_is_locked_it_is_not_their_rows_that_are
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_that_wait_for_locked_rows_leave_connections_to_others() {
     const LOCKED: usize = 20;
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (_, store) = stalled_with_sink().await;
     let other = store.take_up(&a_search(), second(1)).await.unwrap().held;
     let locked = take_up_many(&store, "locked", LOCKED).await;
     let mut lock = shared(&store).pool.session().await.unwrap();

@@ -68,9 +68,7 @@ async fn what_every_sink_has_is_removed_from_the_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_every_sink_has_is_removed_however_much_it_is() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     store.take_up(&a_search(), second(1)).await.unwrap();
     let count = 2 * delivery::PRUNE_STEP + 1;
     // This is how an outage leaves the journal of a sink that is removed then.
@@ -106,9 +104,7 @@ async fn wait_for_journal(store: &Store, events: i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let other = key("acme", "client_1", "other");
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     let lost = store.take_up(&other, second(1)).await.unwrap().held;
@@ -211,9 +207,7 @@ async fn a_sink_that_others_have_removed_is_named_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_wakes_up_takes_nobodys_sinks_for_gone() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     sql(
         &url,
         "INSERT INTO sink (name) VALUES ('t');
@@ -677,9 +671,7 @@ async fn no_more_than_one_batch_is_given_while_its_acknowledgement_cannot_be_sto
 
 #[tokio::test]
 async fn a_stop_tells_what_was_delivered_once_the_database_is_well_again() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
@@ -727,9 +719,7 @@ async fn a_sink_that_has_left_makes_no_room_as_long_as_another_replica_runs() {
 
 #[tokio::test]
 async fn whoever_watches_what_waits_hears_of_what_somebody_has_removed() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     sql(&url, "DELETE FROM journal");
@@ -744,9 +734,7 @@ async fn whoever_watches_what_waits_hears_of_what_somebody_has_removed() {
 /// A task that names the sinks needs a connection for that.
 #[tokio::test]
 async fn nobody_waits_with_a_connection_for_whoever_names_sinks() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (_, store) = stalled_with_sink().await;
     let shared = shared(&store);
     let naming = shared.naming.lock().await;
     let forgotten = timeout(PATIENCE, keeper::forget(shared)).await;

@@ -72,9 +72,7 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_the_server_has_forgotten_takes_nothing_up() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     store.share_out(vec![a_search()]);
     keeper::share_out(shared(&store), PATIENCE).await.unwrap();
     // Nothing would be journalled for its sink before it has registered anew.
@@ -387,9 +385,7 @@ async fn a_journals_end_that_is_damaged_keeps_nothing_from_being_journalled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_whose_place_is_damaged_gets_what_is_in_the_journal() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..4), second(2)).await.unwrap();
     let acknowledge = async |events: usize| {

@@ -26,9 +26,7 @@ async fn take_left_over(store: &Store) -> Vec<Held> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_left_of_a_search_that_nobody_wants_is_delivered_and_removed() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let was = left(&store, &url, "open").await;
     let held = take_left_over(&store).await;
     assert!(held.len() == 1 && held[0].row == was.row && held[0].epoch > was.epoch);
@@ -63,9 +61,7 @@ async fn what_is_left_of_a_search_that_nobody_wants_is_delivered_and_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_want_or_deliver_is_left_to_them() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let row = left(&store, &url, "open").await.row;
     let other = |wants: &str| {
         let alive = "now() + interval '1 hour'";
@@ -118,9 +114,7 @@ async fn what_others_want_or_deliver_is_left_to_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_whose_row_is_locked_keeps_no_other_from_being_delivered() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     let free = left(&store, &url, "free").await;
     let locked = left(&store, &url, "open").await;
     let mut session = shared(&store).pool.session().await.unwrap();
@@ -136,9 +130,7 @@ async fn a_search_whose_row_is_locked_keeps_no_other_from_being_delivered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_that_comes_back_is_polled_at_once_by_whoever_delivers_it() {
-    let url = server::shared().fresh();
-    let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
+    let (url, store) = stalled_with_sink().await;
     left(&store, &url, "open").await;
     let held = take_left_over(&store).await;
     let batch = store.pending("s", 1, usize::MAX).await.unwrap();

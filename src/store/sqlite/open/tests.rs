@@ -497,6 +497,17 @@ fn after_a_failed_write_the_log_is_copied_and_kept_short() {
     assert_eq!(copied_at, Ok(LOG_PAGES_IN_NEED));
 }
 
+/// Looks after the lock, which somebody has moved aside or replaced by something else.
+fn assert_cannot_take_lock_again(file: &mut StateFile) {
+    let (lines, _logging) = captured();
+    file.keep_lock().unwrap();
+    let lines = lines.lock().clone();
+    assert!(
+        lines.len() == 1 && lines[0].contains("cannot be taken again"),
+        "{lines:?}"
+    );
+}
+
 #[test]
 fn a_lock_that_cannot_be_taken_ends_no_exporter_that_runs_and_lets_none_begin() {
     let folder = folder();
@@ -505,13 +516,7 @@ fn a_lock_that_cannot_be_taken_ends_no_exporter_that_runs_and_lets_none_begin() 
     let lock = with_suffix(&path, ".lock");
     fs::remove_file(&lock).unwrap();
     fs::create_dir(&lock).unwrap();
-    let (lines, _logging) = captured();
-    file.keep_lock().unwrap();
-    let lines = lines.lock().clone();
-    assert!(
-        lines.len() == 1 && lines[0].contains("cannot be taken again"),
-        "{lines:?}"
-    );
+    assert_cannot_take_lock_again(&mut file);
     let problem = problem(&path);
     assert!(problem.contains(".lock cannot be opened"), "{problem}");
 }
@@ -652,13 +657,7 @@ fn a_state_that_was_moved_aside_is_not_lost_to_whoever_uses_what_is_in_its_place
         fs::rename(&name, with_suffix(&name, ".aside")).unwrap();
     }
     let _second = open(&path).unwrap();
-    let (lines, _logging) = captured();
-    file.keep_lock().unwrap();
-    let lines = lines.lock().clone();
-    assert!(
-        lines.len() == 1 && lines[0].contains("cannot be taken again"),
-        "{lines:?}"
-    );
+    assert_cannot_take_lock_again(&mut file);
 }
 
 #[test]
