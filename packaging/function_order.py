@@ -192,6 +192,8 @@ def run(binary, folder, arguments, addresses, more):
     finally:
         gdb_process.kill()
         gdb_process.wait()
+    if not names["TRACE_CALLED"].exists():
+        sys.exit(f"gdb has failed:\n{log.read_text()}")
     return [int(address) for address in names["TRACE_CALLED"].read_text().split()]
 
 
