@@ -17,7 +17,8 @@ use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    AlertFilter, Backlog, Batch, Commit, Error, Held, Loaded, OpenAlert, SinkState, StoredAlert,
+    AlertFilter, Backlog, Batch, Commit, Error, Held, LOAD_PAGE, Loaded, OpenAlert, SinkState,
+    StoredAlert,
 };
 use crate::identity::SearchKey;
 
@@ -35,7 +36,7 @@ use open::describe;
 pub(crate) use open::with_suffix;
 use page::Page;
 pub(crate) use room::Disk;
-use writer::{Command, Job, Read, Write, Writer};
+use writer::{Command, Job, Write, Writer};
 
 /// Commands that the queue holds before callers must wait to send.
 const QUEUE: usize = 256;
@@ -161,7 +162,7 @@ impl Sqlite {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        self.ask(|reply| Command::Read(Read::Departed { held, ids, reply }))
+        self.read(move |writer| alerts::departed(writer.reader(), held.row, ids).map_err(failed))
             .await
     }
 
@@ -170,8 +171,10 @@ impl Sqlite {
         held: Held,
         after: Box<str>,
     ) -> Result<Vec<StoredAlert>, Error> {
-        self.ask(|reply| Command::Read(Read::Load { held, after, reply }))
-            .await
+        self.read(move |writer| {
+            alerts::load(writer.reader(), held.row, &after, LOAD_PAGE).map_err(failed)
+        })
+        .await
     }
 
     pub(super) async fn stored(
@@ -179,7 +182,7 @@ impl Sqlite {
         held: Held,
         ids: Vec<Box<str>>,
     ) -> Result<Vec<StoredAlert>, Error> {
-        self.ask(|reply| Command::Read(Read::Stored { held, ids, reply }))
+        self.read(move |writer| alerts::stored(writer.reader(), held.row, &ids).map_err(failed))
             .await
     }
 
@@ -193,8 +196,7 @@ impl Sqlite {
     }
 
     pub(super) async fn has_room(&self, events: u64) -> Result<bool, Error> {
-        self.ask(|reply| Command::Read(Read::HasRoom { events, reply }))
-            .await
+        self.read(move |writer| Ok(writer.has_room(events))).await
     }
 
     pub(super) async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
@@ -212,16 +214,9 @@ impl Sqlite {
         max_events: usize,
         max_bytes: usize,
     ) -> Result<Batch, Error> {
-        let sink = sink.into();
-        self.ask(|reply| {
-            Command::Read(Read::Pending {
-                sink,
-                max_events,
-                max_bytes,
-                reply,
-            })
-        })
-        .await
+        let sink = sink.to_owned();
+        self.read(move |writer| writer.pending(&sink, max_events, max_bytes))
+            .await
     }
 
     pub(super) async fn acknowledge(
@@ -241,9 +236,8 @@ impl Sqlite {
     }
 
     pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
-        let sink = sink.into();
-        self.ask(|reply| Command::Read(Read::Backlog { sink, reply }))
-            .await
+        let sink = sink.to_owned();
+        self.read(move |writer| writer.backlog(&sink)).await
     }
 
     pub(super) fn journalled(&self) -> watch::Receiver<i64> {
@@ -265,6 +259,18 @@ impl Sqlite {
     async fn write<Q, A>(&self, request: Q, kind: fn(Job<Q, A>) -> Write) -> Result<A, Error> {
         self.ask(|reply| Command::Write(kind(Job::new(request, reply))))
             .await
+    }
+
+    async fn read<A: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut Writer) -> Result<A, Error> + Send + 'static,
+    ) -> Result<A, Error> {
+        self.ask(|reply| {
+            Command::Read(Box::new(|writer| {
+                reply.send(read(writer)).ok();
+            }))
+        })
+        .await
     }
 
     async fn ask<A>(

@@ -38,8 +38,6 @@ pub(super) struct Journal {
     /// The position of the newest event.
     end: i64,
     cursors: BTreeMap<Box<str>, Cursor>,
-    /// How often a sink has skipped rows that somebody had removed.
-    skipped: u64,
     /// How long a sink that has left is kept.
     pub(super) kept_for: Duration,
     /// Messages to log once the transaction is committed.
@@ -189,7 +187,6 @@ impl Journal {
             start,
             end,
             cursors,
-            skipped: 0,
             kept_for: KEPT_FOR,
             notices: Vec::new(),
         })
@@ -204,9 +201,11 @@ impl Journal {
         self.end
     }
 
-    /// A number that changes whenever a sink's backlog shrinks without an acknowledgement.
-    pub(super) fn skipped(&self) -> u64 {
-        self.skipped
+    /// The position up to which nothing waits for a sink any more, because it was acknowledged or
+    /// skipped; `None` if there is no such sink.
+    pub(super) fn place(&self, sink: &str) -> Option<i64> {
+        let named = self.cursors.get(sink);
+        named.filter(|it| it.left.is_none()).map(|it| it.position)
     }
 
     /// Makes room for this many more events: gives up sinks that have left if they alone are in
@@ -371,7 +370,6 @@ impl Journal {
                             return Ok(());
                         }
                         cursor.skip_removed(sink, entry.position - 1);
-                        self.skipped += 1;
                     }
                     if heads.len() == max_events
                         || !heads.is_empty() && bodies.len() + entry.body.len() > max_bytes
@@ -391,7 +389,6 @@ impl Journal {
             // Somebody has removed all rows that were left for this sink, such as a damaged row.
             Ok(()) if heads.is_empty() => {
                 cursor.skip_removed(sink, self.end);
-                self.skipped += 1;
             }
             _ => {}
         }
@@ -451,8 +448,7 @@ impl Journal {
 
     /// Returns how much waits for a sink; `None` if there is no such sink.
     pub(super) fn backlog(&self, connection: &Connection, sink: &str) -> Option<Backlog> {
-        let named = self.cursors.get(sink);
-        let position = named.filter(|cursor| cursor.left.is_none())?.position;
+        let position = self.place(sink)?;
         // An event in a row that cannot be read waits all the same, but its time is unknown.
         Some(Backlog {
             events: self.end.abs_diff(position),

@@ -32,9 +32,7 @@ use super::{
 use crate::{
     clock,
     identity::SearchKey,
-    store::{
-        Backlog, Batch, Commit, Error, Held, LOAD_PAGE, Loaded, PanicReport, SinkState, StoredAlert,
-    },
+    store::{Backlog, Batch, Commit, Error, Held, LOAD_PAGE, Loaded, PanicReport, SinkState},
 };
 
 /// Maximum number of commands in a group.
@@ -53,7 +51,6 @@ const LINGER: Duration = Duration::from_micros(500);
 const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the thread is asked to do.
-#[derive(Debug)]
 pub(super) enum Command {
     Write(Write),
     Acknowledge {
@@ -62,7 +59,8 @@ pub(super) enum Command {
         mark: Option<Vec<u8>>,
         reply: oneshot::Sender<Answer<()>>,
     },
-    Read(Read),
+    /// Reads the file, and answers.
+    Read(Box<dyn FnOnce(&mut Writer) + Send>),
     Close(oneshot::Sender<()>),
     /// Makes the thread panic, as a bug would.
     #[cfg(test)]
@@ -80,42 +78,7 @@ pub(super) enum Write {
     GiveUpLeft,
 }
 
-/// A request that only reads the file.
-#[derive(Debug)]
-pub(super) enum Read {
-    Departed {
-        held: Held,
-        ids: Vec<Box<str>>,
-        reply: oneshot::Sender<Answer<Ordinals>>,
-    },
-    Load {
-        held: Held,
-        after: Box<str>,
-        reply: oneshot::Sender<Answer<Vec<StoredAlert>>>,
-    },
-    Stored {
-        held: Held,
-        ids: Vec<Box<str>>,
-        reply: oneshot::Sender<Answer<Vec<StoredAlert>>>,
-    },
-    Pending {
-        sink: Box<str>,
-        max_events: usize,
-        max_bytes: usize,
-        reply: oneshot::Sender<Answer<Batch>>,
-    },
-    Backlog {
-        sink: Box<str>,
-        reply: oneshot::Sender<Answer<Backlog>>,
-    },
-    HasRoom {
-        events: u64,
-        reply: oneshot::Sender<Answer<bool>>,
-    },
-}
-
 type SinksJob = Job<Vec<String>, Vec<SinkState>>;
-type Ordinals = Vec<(Box<str>, u32)>;
 type Answer<A> = std::result::Result<A, Error>;
 type Failure = Arc<dyn std::error::Error + Send + Sync>;
 
@@ -328,7 +291,7 @@ impl Writer {
                     reply.send(Err(unknown(&sink))).ok();
                 }
             }
-            Command::Read(read) => self.read(read),
+            Command::Read(read) => read(self),
             Command::Close(reply) => group.closing = Some(reply),
             #[cfg(test)]
             Command::Panic => panic!("as a bug would"),
@@ -522,51 +485,36 @@ impl Writer {
         stored.try_recv().unwrap_or(Err(Error::Closed))
     }
 
-    fn pending(&mut self, sink: &str, max_events: usize, max_bytes: usize) -> Answer<Batch> {
+    /// The connection, for statements that do not change the file.
+    pub(super) fn reader(&self) -> &Connection {
+        self.file.reader()
+    }
+
+    pub(super) fn has_room(&self, events: u64) -> bool {
+        self.journal.has_room(events)
+    }
+
+    pub(super) fn backlog(&self, sink: &str) -> Answer<Backlog> {
+        let backlog = self.journal.backlog(self.reader(), sink);
+        backlog.ok_or_else(|| unknown(sink))
+    }
+
+    pub(super) fn pending(
+        &mut self,
+        sink: &str,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Answer<Batch> {
         self.store_acknowledged(sink)?;
-        let before = self.journal.skipped();
-        let connection = self.file.connection();
+        let before = self.journal.place(sink);
         let batch = self
             .journal
-            .pending(connection, sink, max_events, max_bytes);
-        if self.journal.skipped() != before {
+            .pending(self.file.reader(), sink, max_events, max_bytes);
+        if self.journal.place(sink) != before {
             // Fewer events wait than the sinks were told.
             self.journalled.send_modify(|_| {});
         }
-        known(batch, sink)
-    }
-
-    fn read(&mut self, read: Read) {
-        let connection = self.file.connection();
-        match read {
-            Read::Departed { held, ids, reply } => {
-                let found = alerts::departed(connection, held.row, ids);
-                reply.send(found.map_err(failed)).ok();
-            }
-            Read::Load { held, after, reply } => {
-                let found = alerts::load(connection, held.row, &after, LOAD_PAGE);
-                reply.send(found.map_err(failed)).ok();
-            }
-            Read::Stored { held, ids, reply } => {
-                let found = alerts::stored(connection, held.row, &ids);
-                reply.send(found.map_err(failed)).ok();
-            }
-            Read::Pending {
-                sink,
-                max_events,
-                max_bytes,
-                reply,
-            } => {
-                reply.send(self.pending(&sink, max_events, max_bytes)).ok();
-            }
-            Read::Backlog { sink, reply } => {
-                let backlog = self.journal.backlog(connection, &sink);
-                reply.send(backlog.ok_or_else(|| unknown(&sink))).ok();
-            }
-            Read::HasRoom { events, reply } => {
-                reply.send(Ok(self.journal.has_room(events))).ok();
-            }
-        }
+        batch.map_err(failed)?.ok_or_else(|| unknown(sink))
     }
 }
 
@@ -785,11 +733,6 @@ fn receive(queue: &mut mpsc::Receiver<Command>, limit: Duration) -> Poll<Option<
         }
         thread::park_timeout(rest);
     }
-}
-
-/// Turns the answer about a sink into an error if there is no sink of that name.
-fn known<A>(answer: Result<Option<A>>, sink: &str) -> Answer<A> {
-    answer.map_err(failed)?.ok_or_else(|| unknown(sink))
 }
 
 fn unknown(sink: &str) -> Error {

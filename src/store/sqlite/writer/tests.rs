@@ -6,7 +6,7 @@ use std::{
 
 use super::*;
 use crate::store::{
-    JournalEvent,
+    JournalEvent, StoredAlert,
     conformance::{alert, event, events, key, second},
     left_sinks::captured,
     sqlite::with_suffix,
@@ -112,14 +112,7 @@ impl Bench {
     }
 
     fn pending(&mut self) -> Answer<Batch> {
-        let (reply, batch) = oneshot::channel();
-        self.writer.read(Read::Pending {
-            sink: "s".into(),
-            max_events: usize::MAX,
-            max_bytes: usize::MAX,
-            reply,
-        });
-        answer(batch)
+        self.writer.pending("s", usize::MAX, usize::MAX)
     }
 
     /// The numbers of the events that wait.
@@ -595,15 +588,12 @@ fn a_read_is_answered_before_the_writes_that_it_waited_with() {
     let mut bench = Bench::new();
     let (commit, _reply) = bench.commit(opened(1));
     let (reply, batch) = oneshot::channel();
-    let read = Read::Pending {
-        sink: "s".into(),
-        max_events: 9,
-        max_bytes: 9,
-        reply,
-    };
+    let read = Command::Read(Box::new(|writer| {
+        reply.send(writer.pending("s", 9, 9)).ok();
+    }));
     let mut group = Group::default();
     bench.writer.take(Command::Write(commit), &mut group);
-    bench.writer.take(Command::Read(read), &mut group);
+    bench.writer.take(read, &mut group);
     assert_eq!(answer(batch).unwrap().events, []);
     bench.writer.write(group);
     assert_eq!(bench.waiting(), [1]);
@@ -644,10 +634,8 @@ fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
     while std::fs::read(&lock).unwrap_or_default().is_empty() {
         assert!(Instant::now() < deadline, "nobody looks");
         // Commands that only read do not delay the look at the files.
-        let (reply, _answer) = oneshot::channel();
-        let sink = "s".into();
-        let read = Read::Backlog { sink, reply };
-        commands.blocking_send(Command::Read(read)).unwrap();
+        let read = Command::Read(Box::new(|_| {}));
+        commands.blocking_send(read).unwrap();
     }
     let second = Writer::open(&bench.path, 1_000_000, Holds::default());
     let problem = second.unwrap_err().to_string();
