@@ -693,6 +693,12 @@ impl Error {
         }
     }
 
+    fn unknown(sink: &str) -> Self {
+        Self::UnknownSink {
+            name: sink.to_owned(),
+        }
+    }
+
     /// Wraps a backend's error.
     pub fn backend(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Backend(Arc::new(error))

@@ -179,11 +179,11 @@ impl Postgres {
             panics: AtomicBool::new(false),
             loops: Mutex::default(),
         });
-        bounded(&shared, async {
+        let join = async {
             schema::migrate(&shared.pool).await?;
             keeper::join(&shared).await
-        })
-        .await?;
+        };
+        shared.bounded(join).await?;
         let (keeper, tidier, deliverer) = (
             Arc::clone(&shared),
             Arc::clone(&shared),
@@ -214,12 +214,7 @@ impl Postgres {
     /// Waits until this replica may take a search up. Returns at once if it holds the search
     /// already.
     pub(super) async fn turn(&self, key: &SearchKey) {
-        let mut changed = self.shared.changed.subscribe();
-        while !self.shared.look(|state| state.may_take_up(key)) {
-            if changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        self.wait_until(|state| state.may_take_up(key)).await;
     }
 
     /// Whether this replica has a lease on a search.
@@ -229,8 +224,12 @@ impl Postgres {
 
     /// Waits until another replica is seen to hold a search.
     pub(super) async fn elsewhere(&self, key: &SearchKey) {
+        self.wait_until(|state| state.elsewhere.contains(key)).await;
+    }
+
+    async fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
         let mut changed = self.shared.changed.subscribe();
-        while !self.shared.look(|state| state.elsewhere.contains(key)) {
+        while !self.shared.look(&is_so) {
             if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -526,10 +525,7 @@ impl Postgres {
             delivery::give_up_for_room(&self.shared, session, &in_the_way).await
         };
         let given_up = self.ask(give_up).await;
-        if let Err(error) = &given_up {
-            let error = chain(error);
-            tracing::debug!(error, "the state database does not forget a sink yet");
-        }
+        note_failure(&given_up, "the state database does not forget a sink yet");
         given_up.is_ok()
     }
 
@@ -672,10 +668,8 @@ impl Postgres {
     pub(super) async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         self.check_open()?;
         // When the configuration is read again, a warning says if a changed URL is not used.
-        if let Err(error) = self.shared.pool.look_at_url().await {
-            let error = chain(&error);
-            tracing::debug!(error, "cannot look at the URL of the database");
-        }
+        let looked = self.shared.pool.look_at_url().await;
+        note_failure(&looked, "cannot look at the URL of the database");
         let turn = timeout(PATIENCE, self.shared.naming.lock()).await;
         let _turn = turn.map_err(|_| Failure::Timeout)?;
         let others = self
@@ -686,17 +680,13 @@ impl Postgres {
             let forget = async |session: &mut Session| {
                 delivery::forget_sinks(&self.shared, session, &names).await
             };
-            if let Err(error) = self.ask(forget).await {
-                let error = chain(&error);
-                tracing::debug!(error, "the state database does not forget a sink yet");
-            }
+            let forgotten = self.ask(forget).await;
+            note_failure(&forgotten, "the state database does not forget a sink yet");
         }
         let tell =
             async |session: &mut Session| delivery::tell_unnamed(&self.shared, session).await;
-        if let Err(error) = self.ask(tell).await {
-            let error = chain(&error);
-            tracing::debug!(error, "cannot look up what waits for sinks that have left");
-        }
+        let told = self.ask(tell).await;
+        note_failure(&told, "cannot look up what waits for sinks that have left");
         if others {
             // This comes last, because a worker whose sink is no longer known has to be dismissed
             // at once, and the questions above may take a slow database long.
@@ -722,7 +712,8 @@ impl Postgres {
         loop {
             self.shared.expire();
             let Some((ranges, loan)) = self.lend_next(sink, max_events, &locked)? else {
-                locked = bounded(&self.shared, delivery::save(&self.shared, sink)).await?;
+                let save = delivery::save(&self.shared, sink);
+                locked = self.shared.bounded(save).await?;
                 continue;
             };
             if ranges.is_empty() {
@@ -761,7 +752,7 @@ impl Postgres {
     ) -> Result<Option<(Vec<Range>, Loan)>, Error> {
         self.shared.change_journals(|state| {
             if !state.journal.is_own(sink) {
-                return Err(unknown(sink));
+                return Err(Error::unknown(sink));
             }
             let ranges = state.journal.next(sink, max_events);
             if ranges.is_empty() && state.journal.is_unclear(sink) {
@@ -842,13 +833,14 @@ impl Postgres {
         self.shared.change_journals(|state| {
             // A sink that has left is accepted as well, because its last delivery ends after that.
             if !state.journal.knows(sink) {
-                return Err(unknown(sink));
+                return Err(Error::unknown(sink));
             }
             state.journal.acknowledge(sink, place, mark);
             Ok(())
         })?;
         self.shared.delivered.notify_one();
-        bounded(&self.shared, delivery::save(&self.shared, sink)).await?;
+        let save = delivery::save(&self.shared, sink);
+        self.shared.bounded(save).await?;
         Ok(())
     }
 
@@ -862,7 +854,7 @@ impl Postgres {
             events,
             mut oldest,
             undated,
-        } = backlog.ok_or_else(|| unknown(sink))?;
+        } = backlog.ok_or_else(|| Error::unknown(sink))?;
         if is_unclear {
             return Err(Error::Unclear);
         }
@@ -930,11 +922,11 @@ impl Postgres {
         question: impl AsyncFnOnce(&mut Session) -> Result<A, Failure>,
     ) -> Result<A, Error> {
         self.check_open()?;
-        bounded(&self.shared, async {
+        let asked = self.shared.bounded(async {
             let mut session = self.shared.pool.session().await?;
             question(&mut session).await
-        })
-        .await
+        });
+        Ok(asked.await?)
     }
 }
 
@@ -998,7 +990,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     if held.is_empty() {
         return Ok(());
     }
-    let given = bounded(shared, keeper::give_back(shared, &held)).await;
+    let given = shared.bounded(keeper::give_back(shared, &held)).await;
     shared.change_leases(|state| {
         for held in held {
             state.lose(held);
@@ -1007,7 +999,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     // The keeper looks up whether other replicas hold these searches now. Once they do, events
     // that wait there are no longer this replica's.
     shared.wake.notify_one();
-    given
+    Ok(given?)
 }
 
 async fn wait_while(shared: &Shared, condition: impl Fn(&State) -> bool) {
@@ -1021,9 +1013,11 @@ async fn wait_while(shared: &Shared, condition: impl Fn(&State) -> bool) {
     }
 }
 
-fn unknown(sink: &str) -> Error {
-    Error::UnknownSink {
-        name: sink.to_owned(),
+/// Notes a failure of something that is not needed now, because it is tried again.
+fn note_failure<E: std::error::Error>(done: &Result<(), E>, what: &str) {
+    if let Err(error) = done {
+        let error = chain(error);
+        tracing::debug!(error, "{what}");
     }
 }
 
@@ -1036,14 +1030,6 @@ fn leases_of(state: &State, ranges: &[Range]) -> Vec<Held> {
             Some(Held { row, epoch })
         })
         .collect()
-}
-
-/// Does what is asked of the server, within a time limit.
-async fn bounded<A>(
-    shared: &Shared,
-    work: impl Future<Output = Result<A, Failure>>,
-) -> Result<A, Error> {
-    Ok(shared.bounded(work).await?)
 }
 
 #[cfg(test)]

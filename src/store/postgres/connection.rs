@@ -23,7 +23,12 @@ use deadpool::managed::{
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle, time::timeout};
-use tokio_postgres::{Client, Config, Row, Statement, config::Host, error::SqlState, types::ToSql};
+use tokio_postgres::{
+    Client, Config, Row, Statement,
+    config::Host,
+    error::SqlState,
+    types::{FromSql, ToSql},
+};
 
 use super::{
     address::{Address, AddressError, Trust},
@@ -549,16 +554,27 @@ impl Drop for Connection {
 impl Session {
     /// Begins a transaction. It ends with [`Self::commit`], or has no effect.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
-        let begin = self.beginning(Duration::MAX);
-        self.begin_by(&begin).await
+        self.begin_by(Duration::MAX, "").await
     }
 
     /// Begins a transaction that [fails](Failure::is_lock_timeout) if it has to wait for a lock for
     /// longer than `wait`.
     pub(super) async fn begin_waiting(&mut self, wait: Duration) -> Result<(), Failure> {
-        let (begin, wait) = (self.beginning(Duration::MAX), wait.as_millis());
-        let begin = format!("{begin}; SET LOCAL lock_timeout = {wait}");
-        self.begin_by(&begin).await
+        self.begin_waiting_for_all(wait, Duration::MAX).await
+    }
+
+    /// Begins a transaction whose statements may wait for many locks. It
+    /// [fails](Failure::is_lock_timeout) if one lock takes longer than `wait`, and it
+    /// [fails](Failure::is_cancelled) as well if a statement takes longer than `limit`
+    /// altogether.
+    pub(super) async fn begin_waiting_for_all(
+        &mut self,
+        wait: Duration,
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        let wait = wait.as_millis();
+        let more = format!("; SET LOCAL lock_timeout = {wait}");
+        self.begin_by(limit, &more).await
     }
 
     /// Begins a transaction that locks a search's row, and [fails](Failure::is_lock_timeout) if it
@@ -571,49 +587,34 @@ impl Session {
         wait: Duration,
         limit: Duration,
     ) -> Result<(), Failure> {
-        let (begin, wait) = (self.beginning(limit), wait.as_millis());
-        let begin = format!(
-            "{begin}; SET LOCAL lock_timeout = {wait}; SELECT FROM search WHERE id = {search} FOR NO KEY UPDATE; \
+        let wait = wait.as_millis();
+        let more = format!(
+            "; SET LOCAL lock_timeout = {wait}; SELECT FROM search WHERE id = {search} FOR NO KEY UPDATE; \
              SET LOCAL lock_timeout = 0"
         );
-        self.begin_by(&begin).await
-    }
-
-    /// Begins a transaction whose statements may wait for many locks. It
-    /// [fails](Failure::is_lock_timeout) if one lock takes longer than `wait`, and it
-    /// [fails](Failure::is_cancelled) as well if a statement takes longer than `limit`
-    /// altogether.
-    pub(super) async fn begin_waiting_for_all(
-        &mut self,
-        wait: Duration,
-        limit: Duration,
-    ) -> Result<(), Failure> {
-        let (begin, wait) = (self.beginning(limit), wait.as_millis());
-        let begin = format!("{begin}; SET LOCAL lock_timeout = {wait}");
-        self.begin_by(&begin).await
+        self.begin_by(limit, &more).await
     }
 
     /// Begins a transaction in which the server ends each statement after `limit`. This is for a
     /// process that may be gone by then, and could not have a statement cancelled.
     pub(super) async fn begin_last(&mut self, limit: Duration) -> Result<(), Failure> {
-        let begin = self.beginning(limit);
-        self.begin_by(&begin).await
+        self.begin_by(limit, "").await
     }
 
-    /// Returns how a transaction begins in which the server ends each statement after `limit`. The
-    /// server always ends it before the client gives up waiting, so that the client hears of it: a
-    /// statement that the server has ended has certainly not been done, but one that nobody waits
-    /// for any more may have been.
-    fn beginning(&self, limit: Duration) -> String {
+    /// Begins a transaction in which the server ends each statement after `limit`, with `more`
+    /// statements. The server always ends a statement before the client gives up waiting, so that
+    /// the client hears of it: a statement that the server has ended has certainly not been done,
+    /// but one that nobody waits for any more may have been.
+    async fn begin_by(&mut self, limit: Duration, more: &str) -> Result<(), Failure> {
         let limit = limit.min(longest_statement(self.patience)).as_millis();
-        format!("{}; SET LOCAL statement_timeout = {limit}", self.begin)
-    }
-
-    async fn begin_by(&mut self, begin: &str) -> Result<(), Failure> {
+        let begin = format!(
+            "{}; SET LOCAL statement_timeout = {limit}{more}",
+            self.begin
+        );
         // Set even if a later one of the statements fails, because there is something to roll back
         // then.
         self.in_transaction = true;
-        self.batch(begin).await
+        self.batch(&begin).await
     }
 
     /// Commits the transaction. After an error it is unknown whether that was done, unless the
@@ -693,6 +694,20 @@ impl Session {
         );
         let rows = rows.await;
         self.note_answer(rows?)
+    }
+
+    /// Runs a statement. Returns the first column of its rows.
+    pub(super) async fn column<A, C>(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<C, Failure>
+    where
+        A: for<'a> FromSql<'a>,
+        C: FromIterator<A>,
+    {
+        let rows = self.query(sql, parameters).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
     /// Runs a statement. Returns how many rows were changed.
@@ -828,26 +843,28 @@ impl Failure {
         }
     }
 
+    fn is_of(&self, states: &[SqlState]) -> bool {
+        self.state().is_some_and(|state| states.contains(state))
+    }
+
     /// Whether another transaction got in the way: nothing was done, and the next try may succeed.
     pub(super) fn is_conflict(&self) -> bool {
-        [
+        self.is_of(&[
             SqlState::T_R_SERIALIZATION_FAILURE,
             SqlState::T_R_DEADLOCK_DETECTED,
             SqlState::LOCK_NOT_AVAILABLE,
-        ]
-        .iter()
-        .any(|state| self.state() == Some(state))
+        ])
     }
 
     /// Whether another transaction kept a lock for longer than this one waited for it.
     pub(super) fn is_lock_timeout(&self) -> bool {
-        self.state() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+        self.is_of(&[SqlState::LOCK_NOT_AVAILABLE])
     }
 
     /// Whether the server ended a statement: the statement took longer than its limit, or somebody
     /// cancelled it.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.state() == Some(&SqlState::QUERY_CANCELED)
+        self.is_of(&[SqlState::QUERY_CANCELED])
     }
 
     /// Adds, for a [statement that has taken longer than it might](Self::is_cancelled), its
@@ -861,9 +878,7 @@ impl Failure {
 
     /// Whether a table is not there, or lacks a column.
     pub(super) fn is_missing_table(&self) -> bool {
-        [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN]
-            .iter()
-            .any(|state| self.state() == Some(state))
+        self.is_of(&[SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN])
     }
 
     /// Whether the server refused, and said why.

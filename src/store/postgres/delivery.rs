@@ -262,8 +262,8 @@ pub(super) async fn enter_sinks(
 ) -> Result<(), Failure> {
     let mut sorted = names.to_owned();
     sorted.sort_unstable();
-    let new = session
-        .query(
+    let new: Vec<String> = session
+        .column(
             // With `unnamed_since` cleared, nobody forgets sinks that are there already.
             "WITH named AS (
                 UPDATE sink SET unnamed_since = NULL
@@ -273,10 +273,6 @@ pub(super) async fn enter_sinks(
             &[&sorted],
         )
         .await?;
-    let new: Vec<String> = new
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<Result<_, _>>()?;
     if !new.is_empty() {
         // The new sinks begin with the next event. Commits under way are not waited for. Events
         // behind these places are not removed before the sinks have them: a replica that cannot
@@ -509,11 +505,7 @@ async fn learn_sinks(
     own: &[String],
 ) -> Result<(), Failure> {
     loop {
-        let rows = session.query("SELECT name FROM sink", &[]).await?;
-        let all: Vec<String> = rows
-            .iter()
-            .map(|row| row.try_get(0))
-            .collect::<Result<_, _>>()?;
+        let all: Vec<String> = session.column("SELECT name FROM sink", &[]).await?;
         let (new, leases) = shared.look(|state| {
             let new = all.iter().filter(|name| state.journal.is_new(name, own));
             (new.cloned().collect::<Vec<_>>(), state.leases())
@@ -677,8 +669,8 @@ async fn try_read_for_sure(
     session.begin().await?;
     // Until the transaction ends, no other replica can take the searches up and then remove what
     // it has delivered.
-    let held = session
-        .query(
+    let held: Vec<i64> = session
+        .column(
             concat!(
                 "SELECT search.id FROM ",
                 held_by!(),
@@ -688,10 +680,6 @@ async fn try_read_for_sure(
             &[&rows, &epochs, &me],
         )
         .await?;
-    let held: Vec<i64> = held
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<Result<_, _>>()?;
     let lost: Vec<Held> = leases
         .iter()
         .filter(|it| !held.contains(&it.row))

@@ -6,7 +6,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    Failure, Shared, adopt, alerts, bounded,
+    Failure, Shared, adopt, alerts,
     connection::Session,
     delivery,
     keeper::{self, Failing},
@@ -40,7 +40,7 @@ pub(super) async fn deliver(shared: &Shared) {
         let round = async {
             give_back(shared).await?;
             if known_for > Some(patience) {
-                bounded(shared, take(shared, patience)).await?;
+                shared.bounded(take(shared, patience)).await?;
             }
             Ok::<(), Error>(())
         };
@@ -136,15 +136,14 @@ async fn find(
 /// journals: mostly none. The journal is looked into once for each free search, and not read as a
 /// whole.
 async fn waiting(session: &mut Session, patience: Duration) -> Result<Vec<i64>, Failure> {
-    let rows = session
-        .query(
+    session
+        .column(
             "SELECT id FROM search
              WHERE lease_until < clock_timestamp() - $1 * interval '1 second'
                 AND (SELECT TRUE FROM journal WHERE search_id = search.id LIMIT 1)",
             &[&patience.as_secs_f64()],
         )
-        .await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        .await
 }
 
 /// Gives back searches whose events this replica's sinks have, and searches that others want to
@@ -154,7 +153,7 @@ pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
     if held.is_empty() {
         return Ok(());
     }
-    let wanted = bounded(shared, wanted_elsewhere(shared, &held)).await?;
+    let wanted = shared.bounded(wanted_elsewhere(shared, &held)).await?;
     let over = shared.look(|state| {
         let is_over = |held: &&Held| wanted.contains(&held.row) || !state.journal.waits(held.row);
         held.iter().filter(is_over).copied().collect::<Vec<_>>()
@@ -163,11 +162,11 @@ pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
         return Ok(());
     }
     // No other replica comes to remove the events that every sink has.
-    bounded(shared, async {
+    let tidy = async {
         keeper::save(shared).await?;
         delivery::prune(shared).await
-    })
-    .await?;
+    };
+    shared.bounded(tidy).await?;
     release(shared, &over).await
 }
 
@@ -176,13 +175,11 @@ async fn wanted_elsewhere(shared: &Shared, held: &[Held]) -> Result<HashSet<i64>
     let me = shared.number()?;
     let rows: Vec<i64> = held.iter().map(|held| held.row).collect();
     let mut session = shared.pool.session().await?;
-    let wanted = session
-        .query(
+    session
+        .column(
             "SELECT wanted FROM replica CROSS JOIN unnest(wants) AS wanted
              WHERE id <> $1 AND alive_until > clock_timestamp() AND wanted = ANY($2)",
             &[&me, &rows],
         )
-        .await?;
-    let wanted = wanted.iter().map(|row| Ok(row.try_get(0)?));
-    wanted.collect()
+        .await
 }

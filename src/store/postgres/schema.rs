@@ -100,8 +100,8 @@ pub(super) async fn number(session: &mut Session) -> Result<i32, Failure> {
 
 /// Returns the tables that are there. Somebody else's tables of the same names are left out.
 pub(super) async fn ours(session: &mut Session) -> Result<Vec<String>, Failure> {
-    let rows = session
-        .query(
+    session
+        .column(
             "SELECT name FROM unnest($1::text[], $2::text[]) AS ours (name, col)
              WHERE EXISTS (
                 SELECT FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
@@ -109,8 +109,7 @@ pub(super) async fn ours(session: &mut Session) -> Result<Vec<String>, Failure> 
                     AND NOT attisdropped AND pg_table_is_visible(pg_class.oid))",
             &[&TABLES, &COLUMNS],
         )
-        .await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        .await
 }
 
 /// Returns the tables that are missing, that of the schema's number included, if these are there.
@@ -135,18 +134,16 @@ async fn refuse_unnumbered(session: &mut Session) -> Result<(), Failure> {
 /// Checks that all tables are there. A single missing table is not made anew, because the others
 /// refer to rows that were in it.
 async fn look_for_all(session: &mut Session) -> Result<(), Failure> {
-    let rows = session
-        .query(
+    let found: Vec<String> = session
+        .column(
             "SELECT relname::text FROM pg_class
              WHERE relname = ANY($1) AND pg_table_is_visible(oid)",
             &[&TABLES],
         )
         .await?;
-    let found: Vec<&str> = rows
+    let missing = TABLES
         .iter()
-        .map(|row| row.try_get(0))
-        .collect::<Result<_, _>>()?;
-    let missing = TABLES.iter().filter(|name| !found.contains(name));
+        .filter(|name| !found.iter().any(|it| it == *name));
     let missing: Vec<&str> = missing.copied().collect();
     if missing.is_empty() {
         return Ok(());

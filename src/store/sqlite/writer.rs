@@ -288,7 +288,7 @@ impl Writer {
                 if self.journal.acknowledge(&sink, position, mark) {
                     group.acknowledged.push(reply);
                 } else {
-                    reply.send(Err(unknown(&sink))).ok();
+                    reply.send(Err(Error::unknown(&sink))).ok();
                 }
             }
             Command::Read(read) => read(self),
@@ -496,7 +496,7 @@ impl Writer {
 
     pub(super) fn backlog(&self, sink: &str) -> Answer<Backlog> {
         let backlog = self.journal.backlog(self.reader(), sink);
-        backlog.ok_or_else(|| unknown(sink))
+        backlog.ok_or_else(|| Error::unknown(sink))
     }
 
     pub(super) fn pending(
@@ -514,7 +514,7 @@ impl Writer {
             // Fewer events wait than the sinks were told.
             self.journalled.send_modify(|_| {});
         }
-        batch.map_err(failed)?.ok_or_else(|| unknown(sink))
+        batch.map_err(failed)?.ok_or_else(|| Error::unknown(sink))
     }
 }
 
@@ -732,12 +732,6 @@ fn receive(queue: &mut mpsc::Receiver<Command>, limit: Duration) -> Poll<Option<
             return received;
         }
         thread::park_timeout(rest);
-    }
-}
-
-fn unknown(sink: &str) -> Error {
-    Error::UnknownSink {
-        name: sink.to_owned(),
     }
 }
 
