@@ -1,6 +1,6 @@
 //! Where the server is: the URL that a secret holds, and how much of TLS it asks for.
 
-use std::{collections::HashSet, path::PathBuf, time::Duration};
+use std::{borrow::Cow, collections::HashSet, path::PathBuf, time::Duration};
 
 use tokio_postgres::{
     Config,
@@ -184,12 +184,6 @@ impl Address {
             }
             check_parameter(name, pair, query)?;
         }
-        if roots.as_deref() == Some(SYSTEM) {
-            // Asking for the system's roots asks for `verify-full` by itself, and then no file is
-            // needed.
-            mode = mode.or(Some("verify-full"));
-            roots = roots.filter(|_| mode != Some("verify-full"));
-        }
         // If the query has an `@`, the query may be part of a password, and so may what looks like
         // a port.
         if !query.contains('@') && !are_ports(place) {
@@ -207,21 +201,7 @@ impl Address {
             return Err(AddressError::NoHost);
         }
         let mut config = parse(&without_hosts(place), &others)?;
-        let (mode, trust) = match mode.unwrap_or("prefer") {
-            "disable" => (SslMode::Disable, Trust::Anybody),
-            "prefer" => (SslMode::Prefer, Trust::Anybody),
-            "require" => (SslMode::Require, Trust::Anybody),
-            "verify-full" => (
-                SslMode::Require,
-                Trust::Verified {
-                    roots: roots.take().map(|path| PathBuf::from(&*path)),
-                },
-            ),
-            _ => return Err(AddressError::SslMode),
-        };
-        if roots.is_some() {
-            return Err(AddressError::UnusedRoots);
-        }
+        let (mode, trust) = tls(mode, roots)?;
         config
             .ssl_mode(mode)
             // After a failover, a server that cannot be written to is passed over.
@@ -301,6 +281,32 @@ fn check_parameter(name: &str, pair: &str, query: &str) -> Result<(), AddressErr
             .chars()
             .all(|it| it.is_ascii_alphanumeric() || it == '_');
     Err(AddressError::Unknown(is_name.then(|| name.to_owned())))
+}
+
+/// Returns how much of TLS is asked for by an `sslmode` and an `sslrootcert`.
+fn tls(mode: Option<&str>, roots: Option<Cow<'_, str>>) -> Result<(SslMode, Trust), AddressError> {
+    let is_of_system = roots.as_deref() == Some(SYSTEM);
+    // Asking for the system's roots asks for `verify-full` by itself.
+    let usual = if is_of_system {
+        "verify-full"
+    } else {
+        "prefer"
+    };
+    let mode = match mode.unwrap_or(usual) {
+        "disable" => SslMode::Disable,
+        "prefer" => SslMode::Prefer,
+        "require" => SslMode::Require,
+        "verify-full" => {
+            let file = roots.filter(|_| !is_of_system);
+            let roots = file.map(|path| PathBuf::from(&*path));
+            return Ok((SslMode::Require, Trust::Verified { roots }));
+        }
+        _ => return Err(AddressError::SslMode),
+    };
+    match roots {
+        None => Ok((mode, Trust::Anybody)),
+        Some(_) => Err(AddressError::UnusedRoots),
+    }
 }
 
 /// Whether all ports in the part of a URL before its parameters are valid.

@@ -748,6 +748,46 @@ pub(super) async fn journalled_at(
     rows.iter().map(dated).collect()
 }
 
+/// The searches whose journals a sink is told to have come so far in. `$2` are their rows, `$3` the
+/// epochs and `$4` the positions in the same order, and `$5` is this replica.
+macro_rules! come_in {
+    () => {
+        "search JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS come (id, epoch, position)
+            ON search.id = come.id AND search.epoch = come.epoch
+                AND search.journal_end >= come.position
+         WHERE search.owner = $5 AND search.lease_until > clock_timestamp()"
+    };
+}
+
+/// Stores how far the sink `$1` has come, and its mark `$7`, if `$8` says so, for the node `$6`.
+/// Waiting for one locked row would hold up the positions of all searches.
+const SAVE: &str = concat!(
+    "WITH ours AS (SELECT search.id FROM ",
+    come_in!(),
+    "),
+     mine AS (
+        SELECT search.id, come.position, search.journal_end FROM ",
+    come_in!(),
+    "   ORDER BY search.id FOR KEY SHARE OF search SKIP LOCKED),
+     marked AS (
+        INSERT INTO mark (sink, node, mark)
+        SELECT $1, $6, $7::bytea
+        WHERE $8 AND (SELECT count(*) FROM mine) = cardinality($2::bigint[])
+        ON CONFLICT (sink, node) DO UPDATE SET mark = excluded.mark),
+     saved AS (
+        INSERT INTO progress (sink, search_id, position)
+        SELECT $1, id, position FROM mine
+        ON CONFLICT (sink, search_id) DO UPDATE
+            SET position = CASE WHEN progress.position
+                    <= (SELECT journal_end FROM mine WHERE id = progress.search_id)
+                THEN greatest(progress.position, excluded.position)
+                ELSE excluded.position END
+        RETURNING search_id)
+     SELECT search_id, TRUE FROM saved
+     UNION ALL
+     SELECT id, FALSE FROM ours WHERE id NOT IN (SELECT id FROM mine)"
+);
+
 /// Tells the server how far a sink has come. For a search whose lease was lost, the position is
 /// not stored, because the next holder tells it. A mark may cover that position all the same,
 /// because a replica that takes a search up looks for its lines before the mark, too. Returns the
@@ -766,62 +806,23 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Fa
     let rows: Vec<i64> = unsaved.positions.iter().map(|(row, _)| *row).collect();
     let positions: Vec<i64> = unsaved.positions.iter().map(|(_, to)| *to).collect();
     let mark = unsaved.mark.clone().flatten();
-    let mut tries = Tries::default();
-    let saved = loop {
-        let mut session = shared.pool.session().await?;
-        let saved = session
-            .query_alone(
-                &tries,
-                // Waiting for one locked row would hold up the positions of all searches.
-                "WITH ours AS (
-                    SELECT search.id FROM search
-                    JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[])
-                        AS come (id, epoch, position)
-                        ON search.id = come.id AND search.epoch = come.epoch
-                            AND search.journal_end >= come.position
-                    WHERE search.owner = $5 AND search.lease_until > clock_timestamp()),
-                 mine AS (
-                    SELECT search.id, come.position, search.journal_end FROM search
-                    JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[])
-                        AS come (id, epoch, position)
-                        ON search.id = come.id AND search.epoch = come.epoch
-                            AND search.journal_end >= come.position
-                    WHERE search.owner = $5 AND search.lease_until > clock_timestamp()
-                    ORDER BY search.id FOR KEY SHARE OF search SKIP LOCKED),
-                 marked AS (
-                    INSERT INTO mark (sink, node, mark)
-                    SELECT $1, $6, $7::bytea
-                    WHERE $8 AND (SELECT count(*) FROM mine) = cardinality($2::bigint[])
-                    ON CONFLICT (sink, node) DO UPDATE SET mark = excluded.mark),
-                 saved AS (
-                    INSERT INTO progress (sink, search_id, position)
-                    SELECT $1, id, position FROM mine
-                    ON CONFLICT (sink, search_id) DO UPDATE
-                        SET position = CASE WHEN progress.position
-                                <= (SELECT journal_end FROM mine WHERE id = progress.search_id)
-                            THEN greatest(progress.position, excluded.position)
-                            ELSE excluded.position END
-                    RETURNING search_id)
-                 SELECT search_id, TRUE FROM saved
-                 UNION ALL
-                 SELECT id, FALSE FROM ours WHERE id NOT IN (SELECT id FROM mine)",
-                &[
-                    &sink,
-                    &rows,
-                    &epochs,
-                    &positions,
-                    &me,
-                    &shared.node,
-                    &mark,
-                    &unsaved.mark.is_some(),
-                ],
-            )
-            .await;
-        match saved {
-            Err(failure) if tries.again(&failure).await => {}
-            saved => break saved?,
-        }
-    };
+    let mut session = shared.pool.session().await?;
+    let saved = session
+        .query_again(
+            SAVE,
+            &[
+                &sink,
+                &rows,
+                &epochs,
+                &positions,
+                &me,
+                &shared.node,
+                &mark,
+                &unsaved.mark.is_some(),
+            ],
+        )
+        .await?;
+    drop(session);
     let (saved, locked) = done_and_locked(&saved)?;
     if saved.len() < rows.len() {
         unsaved.mark = None;

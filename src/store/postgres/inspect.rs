@@ -4,6 +4,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{
@@ -127,18 +128,87 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
     if encoding != "UTF8" {
         return Err(Failure::Encoding(session.excerpt(&encoding)));
     }
-    let (user, database) = (session.excerpt(&user), session.excerpt(&database));
-    let of = |tables| Inspection {
-        user,
-        database,
+    let tables = look(&mut session, may_create).await?;
+    Ok(Inspection {
+        user: session.excerpt(&user),
+        database: session.excerpt(&database),
         tables,
-    };
+    })
+}
+
+/// Looks at the tables. `may_create` says whether the user may make tables; `None` if there is no
+/// schema for them.
+async fn look(
+    session: &mut Session,
+    may_create: Option<bool>,
+) -> Result<Result<Tables, Unfit>, Failure> {
+    match may_create {
+        Some(true) => {}
+        Some(false) => return Ok(Err(Unfit::MayNotCreate)),
+        None => return Ok(Err(Unfit::NoSchema)),
+    }
     let names: Vec<&str> = [NUMBER_TABLE]
         .iter()
         .chain(TABLES)
         .chain(INDEXES)
         .copied()
         .collect();
+    let found = find(session, &names).await?;
+    let those = |names: &[&str], is_it: &dyn Fn(Option<&Found>) -> bool| {
+        let those = names.iter().filter(|name| is_it(found.get(**name)));
+        those.map(|name| (*name).to_owned()).collect::<Vec<_>>()
+    };
+    let version = match found.get(NUMBER_TABLE) {
+        None => 0,
+        Some(number) if !number.may_be_used => {
+            return Ok(Err(Unfit::Forbidden(vec![NUMBER_TABLE.to_owned()])));
+        }
+        Some(_) => schema::number(session).await?,
+    };
+    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+    if version > known {
+        return Err(Failure::Newer {
+            found: version,
+            known,
+        });
+    }
+    if version <= 0 {
+        let taken = those(&names[1..], &|it| it.is_some());
+        let ours = schema::ours(session).await?;
+        return Ok(if !ours.is_empty() {
+            let missing = schema::missing_with_number(&ours);
+            Err(Unfit::Missing(
+                missing.iter().map(ToString::to_string).collect(),
+            ))
+        } else if taken.is_empty() {
+            Ok(Tables::New)
+        } else {
+            Err(Unfit::Taken(taken))
+        });
+    }
+    let missing = those(TABLES, &|it| it.is_none());
+    let forbidden = those(TABLES, &|it| it.is_some_and(|it| !it.may_be_used));
+    let not_owned = those(TABLES, &|it| it.is_some_and(|it| !it.is_owned));
+    Ok(if !missing.is_empty() {
+        Err(Unfit::Missing(missing))
+    } else if !forbidden.is_empty() {
+        Err(Unfit::Forbidden(forbidden))
+    } else if version == known {
+        match try_out(session).await {
+            Ok(None) => Ok(Tables::Ready),
+            Ok(Some(refused)) => Err(Unfit::Refused(refused)),
+            Err(failure) if failure.is_refusal() => Err(Unfit::Refused(chain(&failure))),
+            Err(failure) => return Err(failure),
+        }
+    } else if not_owned.is_empty() {
+        Ok(Tables::Earlier)
+    } else {
+        Err(Unfit::NotOwned(not_owned))
+    })
+}
+
+/// Returns what in the schema has one of these names.
+async fn find(session: &mut Session, names: &[&str]) -> Result<HashMap<String, Found>, Failure> {
     let rows = session
         .query(
             // A type of the same name is in a table's way as well.
@@ -153,70 +223,14 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
             &[&names],
         )
         .await?;
-    let mut found: HashMap<&str, Found> = HashMap::new();
-    for row in &rows {
+    let found = |row: &Row| {
         let it = Found {
             may_be_used: row.try_get(1)?,
             is_owned: row.try_get(2)?,
         };
-        found.insert(row.try_get(0)?, it);
-    }
-    let those = |names: &[&str], is_it: &dyn Fn(Option<&Found>) -> bool| {
-        let those = names.iter().filter(|name| is_it(found.get(**name)));
-        those.map(|name| (*name).to_owned()).collect::<Vec<_>>()
+        Ok((row.try_get(0)?, it))
     };
-    match may_create {
-        Some(true) => {}
-        Some(false) => return Ok(of(Err(Unfit::MayNotCreate))),
-        None => return Ok(of(Err(Unfit::NoSchema))),
-    }
-    let version = match found.get(NUMBER_TABLE) {
-        None => 0,
-        Some(number) if !number.may_be_used => {
-            return Ok(of(Err(Unfit::Forbidden(vec![NUMBER_TABLE.to_owned()]))));
-        }
-        Some(_) => schema::number(&mut session).await?,
-    };
-    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
-    if version > known {
-        return Err(Failure::Newer {
-            found: version,
-            known,
-        });
-    }
-    if version <= 0 {
-        let taken = those(&names[1..], &|it| it.is_some());
-        let ours = schema::ours(&mut session).await?;
-        return Ok(of(if !ours.is_empty() {
-            let missing = schema::missing_with_number(&ours);
-            Err(Unfit::Missing(
-                missing.iter().map(ToString::to_string).collect(),
-            ))
-        } else if taken.is_empty() {
-            Ok(Tables::New)
-        } else {
-            Err(Unfit::Taken(taken))
-        }));
-    }
-    let missing = those(TABLES, &|it| it.is_none());
-    let forbidden = those(TABLES, &|it| it.is_some_and(|it| !it.may_be_used));
-    let not_owned = those(TABLES, &|it| it.is_some_and(|it| !it.is_owned));
-    Ok(of(if !missing.is_empty() {
-        Err(Unfit::Missing(missing))
-    } else if !forbidden.is_empty() {
-        Err(Unfit::Forbidden(forbidden))
-    } else if version == known {
-        match try_out(&mut session).await {
-            Ok(None) => Ok(Tables::Ready),
-            Ok(Some(refused)) => Err(Unfit::Refused(refused)),
-            Err(failure) if failure.is_refusal() => Err(Unfit::Refused(chain(&failure))),
-            Err(failure) => return Err(failure),
-        }
-    } else if not_owned.is_empty() {
-        Ok(Tables::Earlier)
-    } else {
-        Err(Unfit::NotOwned(not_owned))
-    }))
+    rows.iter().map(found).collect()
 }
 
 /// Does what a start and a poll do, with names that nobody else uses, and rolls it back. Nothing

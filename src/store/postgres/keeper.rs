@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{error::Elapsed, timeout},
+};
 use tokio_postgres::Row;
 
 use super::{
@@ -138,7 +141,6 @@ pub(super) async fn keep(shared: &Shared) {
         look.get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
         let renewal = timeout(shared.lease.max(patience), renew(shared, patience));
         let (renewed, late) = beside(&mut look, every / WAKE_PAUSE_DIVISOR, renewal).await;
-        let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
         let mut kept = flat(renewed);
         failed = if kept.is_err() { failed + 1 } else { 0 };
         // A look that has found no free connection says nothing of the database.
@@ -148,36 +150,31 @@ pub(super) async fn keep(shared: &Shared) {
             .filter(|looked| !matches!(looked, Err(Failure::Busy)));
         let is_looked = looked.is_some();
         kept = kept.and(looked.unwrap_or(Ok(())));
-        let is_table_missing = kept.as_ref().is_err_and(Failure::is_missing_table);
-        if shared.take_table_missing() || is_table_missing || missing.is_some() {
-            let made = make_tables(shared, missing.get_or_insert_default());
-            // Leases that can be renewed must not wait long for this.
-            let time = if is_table_missing {
-                ALTOGETHER
-            } else {
-                patience
-            };
-            let made = flat(timeout(time, made).await);
-            if made.is_ok() && !is_table_missing {
-                missing = None;
-            }
-            kept = made.and(kept);
-        }
-        let lost = shared.change_leases(|state| {
-            state.expire();
-            state.take_late()
-        });
-        if lost > 0 {
-            tracing::warn!(
-                searches = lost,
-                "leases were not renewed in time; other replicas may poll these searches now"
-            );
-        }
+        kept = look_after_tables(shared, &mut missing, patience, kept).await;
+        tell_lost(shared);
         // While the look at the leases is still under way, its outcome is unknown, so success is
         // not reported yet.
         if is_looked || kept.is_err() {
             shared.tell(kept.err().as_ref());
         }
+    }
+}
+
+fn flat(done: Result<Result<(), Failure>, Elapsed>) -> Result<(), Failure> {
+    done.unwrap_or(Err(Failure::Timeout))
+}
+
+/// Forgets the leases whose time is over, and warns of those that were not renewed in time.
+fn tell_lost(shared: &Shared) {
+    let lost = shared.change_leases(|state| {
+        state.expire();
+        state.take_late()
+    });
+    if lost > 0 {
+        tracing::warn!(
+            searches = lost,
+            "leases were not renewed in time; other replicas may poll these searches now"
+        );
     }
 }
 
@@ -238,6 +235,32 @@ fn pause_after(failed: u32, every: Duration) -> Duration {
         1 => every / (2 * WAKE_PAUSE_DIVISOR),
         more => every.min(RETRY * (1 << (more - 2).min(16))),
     }
+}
+
+/// Makes the tables that are [missing](make_tables), or reports them, as long as any was met that
+/// is. Returns what `kept` becomes by that, the outcome of the keeper's own questions.
+async fn look_after_tables(
+    shared: &Shared,
+    missing: &mut Option<Gone>,
+    patience: Duration,
+    kept: Result<(), Failure>,
+) -> Result<(), Failure> {
+    let is_table_missing = kept.as_ref().is_err_and(Failure::is_missing_table);
+    if !shared.take_table_missing() && !is_table_missing && missing.is_none() {
+        return kept;
+    }
+    // Leases that can be renewed must not wait long for this.
+    let time = if is_table_missing {
+        ALTOGETHER
+    } else {
+        patience
+    };
+    let made = make_tables(shared, missing.get_or_insert_default());
+    let made = flat(timeout(time, made).await);
+    if made.is_ok() && !is_table_missing {
+        *missing = None;
+    }
+    made.and(kept)
 }
 
 /// Migrates the tables if they are an earlier version's. If somebody has removed all tables, for

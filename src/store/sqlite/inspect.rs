@@ -16,7 +16,10 @@ use tracing::subscriber::NoSubscriber;
 
 use super::{
     journal::Journal,
-    open::{DAMAGED, Version, not_writable, read_as_start, refuse_log_alone, resolve, with_suffix},
+    open::{
+        DAMAGED, NO_DATABASE, Version, not_writable, read_as_start, refuse_log_alone, resolve,
+        with_suffix,
+    },
 };
 use crate::{paths::folder, store::Error};
 
@@ -89,9 +92,7 @@ fn look(path: &Path) -> Result<Inspection, String> {
         return Ok(Inspection::Ready { folder, size });
     }
     if !header.starts_with(MAGIC) {
-        return Err(
-            "it is not an SQLite database; choose another path, or move the file away".to_owned(),
-        );
+        return Err(NO_DATABASE.to_owned());
     }
     let (Some(version), Some(application)) = (number(&header, 60), number(&header, 68)) else {
         return Err(DAMAGED.to_owned());

@@ -62,6 +62,9 @@ const LOG_BYTES: i64 = 16 * 1024 * 1024;
 /// What is told of a damaged file.
 pub(super) const DAMAGED: &str = "it is damaged; restore it from a backup, or move it and the files beside \
     it away: then every open alert is logged again";
+/// What is told of a file that SQLite did not write.
+pub(super) const NO_DATABASE: &str =
+    "it is not an SQLite database; choose another path, or move the file away";
 /// Maximum number of statements that stay prepared; there are fewer.
 const STATEMENTS: usize = 32;
 /// Only the owner may read the file, because alerts tell much about a network.
@@ -780,9 +783,7 @@ fn describe_at_start(error: &rusqlite::Error) -> String {
 /// Explains SQLite's error to operators.
 pub(super) fn describe(error: &rusqlite::Error) -> String {
     let advice = match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => {
-            "it is not an SQLite database; choose another path, or move the file away"
-        }
+        Some(ErrorCode::NotADatabase) => NO_DATABASE,
         Some(ErrorCode::DatabaseCorrupt) => DAMAGED,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             "another program, such as an sqlite3 shell, has locked it; end that program"

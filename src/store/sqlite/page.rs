@@ -16,7 +16,7 @@ const CACHE_KIB: i64 = 512;
 
 /// The newest alerts of some searches. The inner query needs nothing but the index; the `+` keeps
 /// the planner from gathering and sorting whole searches instead.
-pub(super) const NEWEST: &str = "
+const NEWEST: &str = "
     SELECT search.account, search.tenant_id, search.name, alert.alert_id, alert.ordinal,
            alert.digest, alert.created_at, alert.state, alert.body
     FROM (SELECT id, created_at FROM alert
