@@ -17,9 +17,8 @@ use std::{
 };
 
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::watch,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -35,7 +34,7 @@ use crate::{
 };
 
 use self::{
-    connection::{PATIENCE, Pool, Session, Tries},
+    connection::{PATIENCE, Session, Tries},
     journal::{Journal, Range, Waiting, places},
     leases::State,
     shared::{Committing, SHORTEST_LOCK_WAIT, Shared, Taking},
@@ -60,19 +59,6 @@ pub use address::AddressError;
 pub use connection::Failure;
 pub(crate) use inspect::{Tables, Unfit, inspect};
 pub(super) use shared::Loan;
-
-/// Maximum number of searches that are taken up at the same time. After another replica has died,
-/// all of its searches at once would be a burden for the server.
-const TAKES_AT_ONCE: usize = 4;
-
-/// Maximum number of commits that wait at the same time for rows that another transaction has
-/// locked. Together with `TAKES_AT_ONCE`, this leaves a connection to other work.
-const PATIENT_COMMITS: usize = 2;
-
-/// Maximum number of commits that have a connection at the same time. If all of them wait for a
-/// table that somebody has locked, two connections are left to the look at the leases, to take-ups
-/// and to sinks.
-const COMMITS_AT_ONCE: usize = connection::CONNECTIONS - 3;
 
 /// Maximum time that a take-up waits for the take-ups before it. After that, the search waits for
 /// another turn. No longer than the search's task may go without a heartbeat.
@@ -152,33 +138,7 @@ impl Postgres {
         node: String,
         journal_limit: u64,
     ) -> Result<Self, Error> {
-        let pool = Pool::new(url, lease);
-        let keeper_pool = pool.of_one(lease);
-        // Because places start at the current time, they grow from one process to the next.
-        let journal = Journal::new(journal_limit, clock::now().as_microsecond());
-        let shared = Arc::new(Shared {
-            pool,
-            keeper_pool,
-            lease,
-            node,
-            journalled: watch::Sender::new(journal.end()),
-            state: Mutex::new(State::new(journal)),
-            changed: watch::Sender::new(()),
-            worked: watch::Sender::new(()),
-            trouble: watch::Sender::new(None),
-            table_missing: AtomicBool::new(false),
-            wake: Notify::new(),
-            delivered: Notify::new(),
-            takes: Semaphore::new(TAKES_AT_ONCE),
-            patient: Semaphore::new(PATIENT_COMMITS),
-            commits: Semaphore::new(COMMITS_AT_ONCE),
-            naming: tokio::sync::Mutex::default(),
-            saving: Mutex::default(),
-            panicked: watch::Sender::new(None),
-            #[cfg(test)]
-            panics: AtomicBool::new(false),
-            loops: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(url, lease, node, journal_limit));
         let join = async {
             schema::migrate(&shared.pool).await?;
             keeper::join(&shared).await
@@ -532,7 +492,7 @@ impl Postgres {
     /// Commits. Returns the last position of the search's journal, or `None` if the lease is lost.
     ///
     /// At first a commit waits only for a moment for its row, since each waiting commit has a
-    /// connection. After that, only a few commits at a time ([`PATIENT_COMMITS`]) wait on, up to
+    /// connection. After that, only a few commits at a time ([`Shared::patient`]) wait on, up to
     /// [`Shared::commit_wait`]. A commit that gets no such turn tries once more when that time is
     /// over.
     async fn commit_patiently(

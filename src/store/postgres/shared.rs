@@ -18,14 +18,30 @@ use tokio::{
 };
 
 use super::{
-    connection::{ALTOGETHER, Failure, PATIENCE, Pool, longest_statement},
+    connection::{ALTOGETHER, CONNECTIONS, Failure, PATIENCE, Pool, longest_statement},
+    journal::Journal,
     leases::State,
 };
 use crate::{
+    clock,
     error_chain::chain,
     identity::SearchKey,
+    secret::SecretSource,
     store::{Error, Held, PanicReport, Past, Right},
 };
+
+/// Maximum number of searches that are taken up at the same time. After another replica has died,
+/// all of its searches at once would be a burden for the server.
+const TAKES_AT_ONCE: usize = 4;
+
+/// Maximum number of commits that wait at the same time for rows that another transaction has
+/// locked. Together with `TAKES_AT_ONCE`, this leaves a connection to other work.
+const PATIENT_COMMITS: usize = 2;
+
+/// Maximum number of commits that have a connection at the same time. If all of them wait for a
+/// table that somebody has locked, two connections are left to the look at the leases, to take-ups
+/// and to sinks.
+const COMMITS_AT_ONCE: usize = CONNECTIONS - 3;
 
 // How long locks are waited for: a part of a lease, within limits. In each round, renewals are
 // tried for longer than the first of these waits.
@@ -126,6 +142,41 @@ pub(super) struct Taking<'a> {
 // === impl Shared ===
 
 impl Shared {
+    pub(super) fn new(
+        url: SecretSource,
+        lease: Duration,
+        node: String,
+        journal_limit: u64,
+    ) -> Self {
+        let pool = Pool::new(url, lease);
+        let keeper_pool = pool.of_one(lease);
+        // Because places start at the current time, they grow from one process to the next.
+        let journal = Journal::new(journal_limit, clock::now().as_microsecond());
+        Self {
+            pool,
+            keeper_pool,
+            lease,
+            node,
+            journalled: watch::Sender::new(journal.end()),
+            state: Mutex::new(State::new(journal)),
+            changed: watch::Sender::new(()),
+            worked: watch::Sender::new(()),
+            trouble: watch::Sender::new(None),
+            table_missing: AtomicBool::new(false),
+            wake: Notify::new(),
+            delivered: Notify::new(),
+            takes: Semaphore::new(TAKES_AT_ONCE),
+            patient: Semaphore::new(PATIENT_COMMITS),
+            commits: Semaphore::new(COMMITS_AT_ONCE),
+            naming: tokio::sync::Mutex::default(),
+            saving: Mutex::default(),
+            panicked: watch::Sender::new(None),
+            #[cfg(test)]
+            panics: AtomicBool::new(false),
+            loops: Mutex::default(),
+        }
+    }
+
     /// Begins a loop that goes on until the store is closed.
     pub(super) fn begin(
         &self,

@@ -10,7 +10,7 @@ mod unwanted;
 
 use std::time::Duration;
 
-use super::*;
+use super::{connection::Pool, *};
 use crate::{
     error_chain::chain,
     secret::Secret,
@@ -49,6 +49,10 @@ fn shared(store: &Store) -> &Shared {
         Store::Postgres(postgres) => &postgres.shared,
         Store::Sqlite(_) => panic!("{store:?}"),
     }
+}
+
+fn pool_of(url: &str) -> Pool {
+    Pool::new(SecretSource::Value(Secret::new(url)), LEASE)
 }
 
 /// Starts a proxy before the server. Returns the proxy, and this URL of the server by way of it.
@@ -125,6 +129,15 @@ fn told(batch: &Batch) -> Vec<u128> {
     events.map(|it| it.event.event_id.as_u128()).collect()
 }
 
+/// Waits until something is so.
+async fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Returns what went wrong, with its causes.
 fn text(error: &Error) -> String {
     match error {
@@ -143,9 +156,13 @@ async fn two_replicas(url: &str) -> (Store, Store) {
     (first, other)
 }
 
+fn schema_of(url: &str) -> &str {
+    url.rsplit_once("%3D").unwrap().1
+}
+
 /// Runs statements on the tables behind a URL. Returns what they print.
 fn sql(url: &str, statements: &str) -> String {
-    let schema = url.rsplit_once("%3D").unwrap().1;
+    let schema = schema_of(url);
     server::shared().sql(&format!("SET search_path = {schema}; {statements}"))
 }
 

@@ -2,8 +2,8 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use super::open::BUSY_TIMEOUT;
 use crate::store::{
-    AlertFilter, Commit, Error, Options, Store,
-    conformance::{self, alert, event, events, key, second},
+    AlertFilter, Commit, Error, Held, Options, Store,
+    conformance::{self, alert, event, events, held, key, second},
     sqlite::writer::Command,
 };
 
@@ -20,6 +20,15 @@ fn options(path: PathBuf) -> Options {
 }
 
 conformance::suite!(fresh);
+
+/// A new store with the sink `s`, and a search that it holds.
+async fn begun() -> (Store, Held, Options, tempfile::TempDir) {
+    let (options, folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let held = held(&store).await;
+    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    (store, held, options, folder)
+}
 
 /// What a crash leaves of a store that was open: the file, and the first bytes of its log.
 struct Crash {
@@ -68,11 +77,7 @@ fn opened(number: u128) -> Commit {
 
 #[tokio::test]
 async fn every_commit_that_was_answered_survives_a_crash() {
-    let (options, _folder) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
-    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let (store, held, options, _folder) = begun().await;
     for number in 1..20 {
         store.commit(held, opened(number), second(2)).await.unwrap();
         let crash = Crash::of(&options);
@@ -84,11 +89,7 @@ async fn every_commit_that_was_answered_survives_a_crash() {
 
 #[tokio::test]
 async fn a_log_that_was_cut_anywhere_gives_whole_commits_from_the_first_on() {
-    let (options, _folder) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
-    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let (store, held, options, _folder) = begun().await;
     let start = Crash::of(&options).log.len();
     for number in 1..=6 {
         store.commit(held, opened(number), second(2)).await.unwrap();
@@ -108,10 +109,7 @@ async fn a_log_that_was_cut_anywhere_gives_whole_commits_from_the_first_on() {
 
 #[tokio::test]
 async fn a_closed_store_leaves_no_log_though_its_page_was_read() {
-    let (options, folder) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    let (store, held, _options, folder) = begun().await;
     store.commit(held, opened(1), second(2)).await.unwrap();
     let all = AlertFilter {
         limit: 9,
@@ -133,8 +131,7 @@ async fn a_closed_store_is_in_one_file_though_others_have_it_open() {
         shell.query_row("SELECT count(*) FROM alert", [], |row| row.get::<_, i64>(0))
     };
     assert_eq!(count(&shell), Ok(0));
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    let held = held(&store).await;
     store.commit(held, opened(1), second(2)).await.unwrap();
     store.close().await;
     let log = fs::metadata(path.with_extension("db-wal")).unwrap();
@@ -144,10 +141,7 @@ async fn a_closed_store_is_in_one_file_though_others_have_it_open() {
 
 #[tokio::test]
 async fn a_program_that_reads_does_not_hold_up_the_end() {
-    let (options, folder) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    let (store, held, options, folder) = begun().await;
     store.commit(held, opened(1), second(2)).await.unwrap();
     let mut shell = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
     let reading = shell.transaction().unwrap();
@@ -161,19 +155,14 @@ async fn a_program_that_reads_does_not_hold_up_the_end() {
     assert_eq!(count(&reading), Ok(1));
     drop(reading);
     let store = Store::open(&options).await.unwrap();
-    assert_eq!(
-        store.take_up(&key, second(3)).await.unwrap().alerts.len(),
-        2
-    );
+    let key = key("acme", "client_1", "open");
+    let loaded = store.take_up(&key, second(3)).await.unwrap();
+    assert_eq!(loaded.alerts.len(), 2);
 }
 
 #[tokio::test]
 async fn a_store_that_is_dropped_finishes_what_it_was_given() {
-    let (options, _folder) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
-    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let (store, held, options, _folder) = begun().await;
     // The caller goes away at once, while the commit is on its way.
     let commit = store.commit(held, opened(1), second(2));
     tokio::time::timeout(Duration::ZERO, commit).await.ok();
@@ -195,6 +184,7 @@ async fn a_store_that_is_dropped_finishes_what_it_was_given() {
         .unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(batch.events[0].event, event(1));
+    let key = key("acme", "client_1", "open");
     let loaded = store.take_up(&key, second(1)).await.unwrap();
     assert_eq!(loaded.alerts, [alert("1", 1, 1)]);
 }
@@ -202,12 +192,8 @@ async fn a_store_that_is_dropped_finishes_what_it_was_given() {
 /// The case of an operator who restores a copy without stopping the exporter.
 #[tokio::test]
 async fn another_file_in_the_place_of_the_state_is_not_touched_and_the_open_one_works_on() {
-    let (options, folder) = fresh();
-    let store = Store::open(&options).await.unwrap();
+    let (store, held, _options, folder) = begun().await;
     let path = folder.path().join("state.db");
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
-    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
     let copy = folder.path().join("copy.db");
     let shell = rusqlite::Connection::open(&path).unwrap();
     let into = format!("VACUUM INTO '{}'", copy.display());
@@ -235,11 +221,7 @@ async fn another_file_in_the_place_of_the_state_is_not_touched_and_the_open_one_
 /// A store whose journal has four events, each in a row of its own. `sql` then damages the journal
 /// while the store is closed, as a broken disk or a person might.
 async fn damaged(sql: &str) -> (Store, Options, tempfile::TempDir) {
-    let (options, folder) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
-    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let (store, held, options, folder) = begun().await;
     store.commit(held, events(1..5), second(2)).await.unwrap();
     store.close().await;
     let shell = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
@@ -304,8 +286,7 @@ async fn a_damaged_row_is_not_passed_over_at_a_start_whatever_it_says_of_its_len
 async fn a_damaged_row_that_is_delivered_to_one_sink_waits_for_the_other_as_a_whole() {
     let (options, folder) = fresh();
     let store = Store::open(&options).await.unwrap();
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    let held = held(&store).await;
     let sinks = || vec!["behind".to_owned(), "ahead".to_owned()];
     store.set_sinks(sinks()).await.unwrap();
     let mut commit = events(1..5);
@@ -351,8 +332,7 @@ async fn rows_that_somebody_removed_wait_no_longer() {
     let store = Store::open(&options).await.unwrap();
     let states = store.set_sinks(vec!["s".to_owned()]).await.unwrap();
     assert_eq!(states[0].mark.as_deref(), Some(&b"mark"[..]));
-    let key = key("acme", "client_1", "open");
-    let held = store.take_up(&key, second(4)).await.unwrap().held;
+    let held = held(&store).await;
     store.commit(held, events(5..6), second(5)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(batch.events[0].event, event(5));

@@ -9,8 +9,7 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_database_says_of_a_statement_is_shown_without_the_password() {
-    let url = SecretSource::Value(Secret::new(server::shared().fresh()));
-    let mut session = Pool::new(url, LEASE).session().await.unwrap();
+    let mut session = pool_of(&server::shared().fresh()).session().await.unwrap();
     let no_number = format!("SELECT '{}'::int", server::PASSWORD);
     let told = chain(&session.batch(&no_number).await.unwrap_err());
     assert!(told.contains("invalid input syntax"), "{told}");
@@ -30,7 +29,7 @@ async fn what_the_server_refuses_is_told_without_the_password() {
 
     let store = open(&url, "node", LEASE).await;
     store.close().await;
-    let schema = url.rsplit_once("%3D").unwrap().1;
+    let schema = schema_of(&url);
     server::shared().sql(&format!(
         "UPDATE {schema}.opsramp_exporter_schema SET version = 999"
     ));
@@ -129,7 +128,7 @@ async fn a_url_that_leads_to_another_database_is_told_and_not_followed() {
     // If a thread that prints nothing came first, nothing would be printed.
     connection::tell_another(std::path::Path::new("any"));
     let (lines, logging) = crate::logging::captured();
-    let said = |lines: &Mutex<Vec<String>>| {
+    let said = |lines: &parking_lot::Mutex<Vec<String>>| {
         let mut lines = lines.lock();
         let of = |line: &String| line.contains("leads to another host, port or database");
         lines.drain(..).filter(of).count()
@@ -157,11 +156,10 @@ async fn a_url_that_leads_to_another_database_is_told_and_not_followed() {
         let rows = session.query("SELECT current_schema()::text", &[]).await;
         rows.unwrap()[0].get::<_, String>(0)
     };
-    let name = |url: &str| url.rsplit_once("%3D").unwrap().1.to_owned();
     assert_eq!(said(&lines), 0);
     fs::write(&file, &other).unwrap();
     for session in &mut taken(5).await {
-        assert_eq!(schema(session).await, name(&url));
+        assert_eq!(schema(session).await, schema_of(&url));
     }
     assert_eq!(said(&lines), 1);
     // A reload says so once more. The capture is new, because a message that repeats itself is
@@ -189,7 +187,7 @@ async fn a_url_that_leads_to_another_database_is_told_and_not_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_whose_statements_are_gone_is_given_up() {
     let url = server::shared().fresh();
-    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let pool = pool_of(&url);
     let mut session = pool.session().await.unwrap();
     session.query("SELECT 1", &[]).await.unwrap();
     // A pooler may put another server behind a connection.
@@ -206,9 +204,9 @@ async fn a_connection_whose_statements_are_gone_is_given_up() {
 async fn what_is_given_up_keeps_no_place_on_the_server() {
     let url = server::shared().fresh();
     open(&url, "node", LEASE).await.close().await;
-    let name = url.rsplit_once("%3D").unwrap().1;
+    let name = schema_of(&url);
     let url = format!("{url}&application_name={name}");
-    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let pool = pool_of(&url);
     let mut other = pool.session().await.unwrap();
     other.batch("BEGIN; LOCK TABLE search").await.unwrap();
     let connected = || {
@@ -223,11 +221,7 @@ async fn what_is_given_up_keeps_no_place_on_the_server() {
             .await
             .unwrap_err();
     }
-    let deadline = Instant::now() + PATIENCE;
-    while connected() != "1" {
-        assert!(Instant::now() < deadline, "{} are left", connected());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until("more are left", || connected() == "1").await;
     other.batch("ROLLBACK").await.unwrap();
 }
 
@@ -244,7 +238,7 @@ async fn a_host_that_hangs_is_passed_over() {
     let url = server::shared().fresh().replace(&one, &hosts);
     // More time than any caller has.
     let patient = format!("{url}&connect_timeout=60");
-    let pool = Pool::new(SecretSource::Value(Secret::new(&patient)), LEASE);
+    let pool = pool_of(&patient);
     // A caller that gives up before the host's time is over does not meet that host again.
     timeout(Duration::from_millis(300), pool.session())
         .await
@@ -253,10 +247,10 @@ async fn a_host_that_hangs_is_passed_over() {
     assert!(sessions.iter().all(Result::is_ok), "{sessions:?}");
 
     let url = format!("{url}&connect_timeout=1");
-    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let pool = pool_of(&url);
     pool.session().await.unwrap();
     let alone = url.replace(&format!(",{one}"), "");
-    let pool = Pool::new(SecretSource::Value(Secret::new(&alone)), LEASE);
+    let pool = pool_of(&alone);
     let failure = pool.session().await.unwrap_err();
     assert!(matches!(failure, Failure::NoAnswer), "{failure:?}");
     assert!(failure.is_without_effect());
@@ -265,7 +259,7 @@ async fn a_host_that_hangs_is_passed_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
     let url = server::shared().fresh();
-    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let pool = pool_of(&url);
     for (state, undone) in [
         ("40001", true),
         ("53100", true),
@@ -281,7 +275,7 @@ async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
     }
     assert!(!Failure::Timeout.is_without_effect());
     let nobody = url.replace(&format!(":{}/", server::shared().port()), ":1/");
-    let pool = Pool::new(SecretSource::Value(Secret::new(&nobody)), LEASE);
+    let pool = pool_of(&nobody);
     assert!(pool.session().await.unwrap_err().is_without_effect());
 }
 
@@ -447,7 +441,7 @@ async fn transactions_are_as_isolated_as_they_are_meant_to_be_whatever_the_defau
     let url = server::shared().fresh();
     for level in ["serializable", "repeatable\\%20read"] {
         let url = format!("{url}%20-cdefault_transaction_isolation%3D{level}");
-        let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+        let pool = pool_of(&url);
         let mut session = pool.session().await.unwrap();
         let isolation = async |session: &mut Session| {
             let sql = "SELECT current_setting('transaction_isolation')";

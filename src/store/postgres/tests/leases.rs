@@ -81,11 +81,7 @@ async fn the_next_holder_goes_on_where_the_last_one_was() {
     let mut commit = events(1..4);
     commit.upserts.push(alert("a", 1, 10));
     first.commit(held, commit, second(2)).await.unwrap();
-    let batch = first.pending("s", 2, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [1, 2]);
-    let last = batch.events[1].position;
-    first.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&first, "s", 2).await;
     let others = key("acme", "client_1", "others");
     let others = second_replica.take_up(&others, second(1)).await.unwrap();
     // The replica leaves without delivering: the rest is left to the other one.
@@ -137,9 +133,7 @@ async fn what_waits_is_not_told_as_nothing_where_a_search_could_not_be_given_bac
         store.set_sinks(names(&["s", "t"])).await.unwrap();
         let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
         store.commit(held, events(1..3), second(2)).await.unwrap();
-        let batch = store.pending("t", 9, usize::MAX).await.unwrap();
-        let last = batch.events[1].position;
-        store.acknowledge("t", last, None).await.unwrap();
+        deliver(&store, "t", 2).await;
         (store, held)
     };
     // Giving back fails; or it is impossible, since the row is locked; or the lease is over before
@@ -313,17 +307,11 @@ async fn a_renewal_that_others_get_in_the_way_of_is_done_in_time() {
     let store = open(&url, "node", Duration::from_secs(4)).await;
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     let mut trouble = store.trouble();
-    let writes = async |wanted: u32| {
-        let deadline = Instant::now() + PATIENCE;
-        let last = || sql(&url, "SELECT last_value FROM writes_to_search");
-        while last().parse::<u32>().unwrap() < wanted {
-            assert!(Instant::now() < deadline, "the lease is not renewed");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
     get_in_the_way(&url, "search", 2);
     // The third write has succeeded, and so has the round that it belongs to.
-    writes(4).await;
+    let last = || sql(&url, "SELECT last_value FROM writes_to_search");
+    let is_renewed = || last().parse::<u32>().unwrap() >= 4;
+    wait_until("the lease is not renewed", is_renewed).await;
     assert_eq!(*trouble.borrow_and_update(), None);
     assert!(!trouble.has_changed().unwrap());
     store.commit(held, events(1..3), second(2)).await.unwrap();
@@ -485,7 +473,7 @@ fn owned(url: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_leaves_while_a_row_is_locked_gives_back_all_others_and_leaves_nothing_waiting() {
     let url = server::shared().fresh();
-    let name = url.rsplit_once("%3D").unwrap().1;
+    let name = schema_of(&url);
     let store = open(
         &format!("{url}&application_name={name}"),
         "node",
@@ -612,7 +600,7 @@ async fn a_row_that_is_free_once_its_place_could_not_be_told_is_not_given_back_w
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_whose_row_is_locked_takes_up_no_turn_and_is_not_taken_for_anothers() {
     let url = server::shared().fresh();
-    let name = url.rsplit_once("%3D").unwrap().1;
+    let name = schema_of(&url);
     let store = stalled(
         &format!("{url}&application_name={name}"),
         Duration::from_secs(2),

@@ -57,10 +57,7 @@ async fn what_every_sink_has_is_removed_from_the_server() {
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..4), second(2)).await.unwrap();
     for (sink, delivered, left) in [("s", 3, 3), ("t", 2, 1), ("t", 1, 0)] {
-        let batch = store.pending(sink, delivered, usize::MAX).await.unwrap();
-        let last = batch.events.last().unwrap().position;
-        store.acknowledge(sink, last, None).await.unwrap();
-        drop(batch);
+        deliver(&store, sink, delivered).await;
         delivery::prune(shared(&store)).await.unwrap();
         wait_for_journal(&store, left).await;
     }
@@ -83,6 +80,15 @@ async fn what_every_sink_has_is_removed_however_much_it_is() {
     );
     delivery::prune(shared(&store)).await.unwrap();
     assert_eq!(sql(&url, "SELECT count(*) FROM journal"), "0");
+}
+
+/// Lets a sink that has left be gone for an hour longer.
+fn let_an_hour_pass(url: &str, sink: &str) {
+    let since = "unnamed_since = unnamed_since - interval '1 hour'";
+    sql(
+        url,
+        &format!("UPDATE sink SET {since} WHERE name = '{sink}'"),
+    );
 }
 
 /// Waits until the server keeps so many events, and no fewer.
@@ -191,17 +197,10 @@ async fn a_sink_that_others_have_removed_is_named_again() {
     drop(session);
     let own = shared(&store).look(|state| state.journal.own_sinks());
     assert_eq!(own, ["s".into()]);
-    let deadline = Instant::now() + PATIENCE;
-    while sql(&url, "SELECT name FROM sink") != "s" {
-        assert!(Instant::now() < deadline, "it is never named again");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let is_named = || sql(&url, "SELECT name FROM sink") == "s";
+    wait_until("it is never named again", is_named).await;
     store.commit(held, events(1..3), second(2)).await.unwrap();
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [1, 2]);
-    let last = batch.events[1].position;
-    store.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&store, "s", 2).await;
     wait_for_journal(&store, 0).await;
 }
 
@@ -282,17 +281,10 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
         let known = "SELECT replica.sinks, array_agg(sink.name ORDER BY sink.name)
              FROM replica, sink GROUP BY replica.sinks";
         let expected = format!("{{s,t}}|{kept}");
-        let deadline = Instant::now() + PATIENCE;
-        while sql(&url, known) != expected {
-            assert!(Instant::now() < deadline, "{}", sql(&url, known));
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        wait_until(&expected, || sql(&url, known) == expected).await;
     }
     // Nothing is kept for long for a sink that no replica has.
-    sql(
-        &url,
-        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'u'",
-    );
+    let_an_hour_pass(&url, "u");
     keeper::forget(shared(&store)).await.unwrap();
     assert_eq!(
         sql(&url, "SELECT string_agg(name, ',' ORDER BY name) FROM sink"),
@@ -301,10 +293,7 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
     // Nothing was lost.
     take_over(&store).await;
     for sink in ["s", "t"] {
-        let batch = store.pending(sink, 9, usize::MAX).await.unwrap();
-        assert_eq!(told(&batch), [1, 2], "{sink}");
-        let last = batch.events[1].position;
-        store.acknowledge(sink, last, None).await.unwrap();
+        deliver(&store, sink, 2).await;
     }
     wait_for_journal(&store, 0).await;
 }
@@ -325,14 +314,8 @@ async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_
     });
     store.set_sinks(names(&["s", "extra"])).await.unwrap_err();
     proxy.set(proxy::Weather::Fair);
-    let deadline = Instant::now() + PATIENCE;
-    while sql(&url, "SELECT sinks FROM replica") != "{s}" {
-        assert!(
-            Instant::now() < deadline,
-            "what is in force is never said again"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let is_said = || sql(&url, "SELECT sinks FROM replica") == "{s}";
+    wait_until("what is in force is never said again", is_said).await;
     // The next try comes before the sink is given up.
     store.set_sinks(names(&["s", "extra"])).await.unwrap();
     take_over(&store).await;
@@ -459,13 +442,8 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..4), second(2)).await.unwrap();
-    let batch = store.pending("stays", 9, usize::MAX).await.unwrap();
-    let last = batch.events[2].position;
-    store.acknowledge("stays", last, None).await.unwrap();
-    let first = store.pending("leaves", 1, usize::MAX).await.unwrap();
-    let position = first.events[0].position;
-    store.acknowledge("leaves", position, None).await.unwrap();
-    drop((batch, first));
+    deliver(&store, "stays", 3).await;
+    deliver(&store, "leaves", 1).await;
     let said = || {
         let mut lines = lines.lock();
         let of = |line: &String| line.contains("has left the configuration");
@@ -483,10 +461,7 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     keeper::forget(shared(&store)).await.unwrap();
     assert_eq!(said(), [""; 0]);
 
-    sql(
-        &url,
-        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'leaves'",
-    );
+    let_an_hour_pass(&url, "leaves");
     keeper::forget(shared(&store)).await.unwrap();
     let told = said();
     assert_eq!(told.len(), 1, "{told:?}");
@@ -513,10 +488,7 @@ async fn a_sink_that_was_given_up_and_named_again_lacks_nothing_where_nobody_hea
     for store in [&first, &store] {
         store.set_sinks(names(&["s"])).await.unwrap();
     }
-    sql(
-        &url,
-        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'extra'",
-    );
+    let_an_hour_pass(&url, "extra");
     keeper::forget(shared(&first)).await.unwrap();
     assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
     delivery::prune(shared(&store)).await.unwrap();
@@ -568,11 +540,8 @@ async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
     assert_eq!(sql(&url, behind), "t");
     assert_eq!(said("within ten minutes"), 1);
     // Later events are not meant for the sink. Its own are old by then.
-    sql(
-        &url,
-        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'leaves';
-         UPDATE journal SET at = at - interval '1 hour'",
-    );
+    let_an_hour_pass(&url, "leaves");
+    sql(&url, "UPDATE journal SET at = at - interval '1 hour'");
     let mut later = events(4..5);
     later.events[0].at = clock::now();
     store.commit(held, later, second(2)).await.unwrap();
@@ -592,10 +561,7 @@ async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     let all = events(1..1001);
     store.commit(held, all, second(2)).await.unwrap();
-    let batch = store.pending("s", 1000, usize::MAX).await.unwrap();
-    let last = batch.events.last().unwrap().position;
-    store.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&store, "s", 1000).await;
     let more = async || store.commit(held, events(1001..1002), second(3)).await;
     let full = more().await;
     assert!(matches!(full, Err(Error::JournalFull { .. })), "{full:?}");
@@ -635,11 +601,7 @@ async fn what_waits_for_a_sink_that_only_another_replica_has_is_told() {
         let of = |line: &String| line.contains("sink=extra events=3 ");
         lines.iter().filter(|line| of(line)).count()
     };
-    let until = Instant::now() + PATIENCE;
-    while is_told() == 0 {
-        assert!(Instant::now() < until, "it is not told");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until("it is not told", || is_told() > 0).await;
     assert_eq!(is_told(), 1, "{lines:?}");
     store.close().await;
     other.close().await;
@@ -698,10 +660,7 @@ async fn a_sink_that_has_left_makes_no_room_as_long_as_another_replica_runs() {
         .commit(held, events(1..1001), second(2))
         .await
         .unwrap();
-    let batch = store.pending("s", 1000, usize::MAX).await.unwrap();
-    let last = batch.events.last().unwrap().position;
-    store.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&store, "s", 1000).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     let more = async || store.commit(held, events(1001..1002), second(3)).await;
     let full = more().await;
@@ -809,9 +768,7 @@ async fn what_a_replica_that_died_would_have_entered_keeps_nothing_for_long() {
     }
     let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
     first.commit(held, events(1..3), second(2)).await.unwrap();
-    let batch = first.pending("s", 9, usize::MAX).await.unwrap();
-    let last = batch.events[1].position;
-    first.acknowledge("s", last, None).await.unwrap();
+    deliver(&first, "s", 2).await;
     for (since, left) in [("1 minute", 2), ("2 minutes", 0)] {
         let died = format!("SET alive_until = now() - interval '{since}' WHERE id = {dead}");
         sql(&url, &format!("UPDATE replica {died}"));
@@ -929,10 +886,7 @@ async fn the_oldest_event_is_found_in_whichever_search_it_is() {
         .await
         .unwrap();
     for (delivered, then) in [(1, at(1)), (1, at(1)), (1, at(2)), (1, at(3)), (1, at(9))] {
-        let batch = store.pending("s", delivered, usize::MAX).await.unwrap();
-        let last = batch.events[delivered - 1].position;
-        store.acknowledge("s", last, None).await.unwrap();
-        drop(batch);
+        deliver(&store, "s", delivered).await;
         assert_eq!(oldest().await, then);
     }
     store.close().await;
@@ -980,14 +934,8 @@ async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
         sql(&url, "SELECT string_agg(name, ',' ORDER BY name) FROM sink"),
         "new,s"
     );
-    let deadline = Instant::now() + PATIENCE;
-    while sql(&url, "SELECT sinks FROM replica") != "{s,new}" {
-        assert!(
-            Instant::now() < deadline,
-            "what is in force is never said again"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let is_said = || sql(&url, "SELECT sinks FROM replica") == "{s,new}";
+    wait_until("what is in force is never said again", is_said).await;
 }
 
 #[tokio::test]
@@ -1013,11 +961,8 @@ async fn what_a_replica_whose_clock_was_ahead_has_left_to_a_sink_is_told() {
     let mut later = events(4..5);
     later.events[0].at = clock::now();
     store.commit(held, later, second(2)).await.unwrap();
-    sql(
-        &url,
-        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'leaves';
-         UPDATE journal SET at = now() - interval '1 minute'",
-    );
+    let_an_hour_pass(&url, "leaves");
+    sql(&url, "UPDATE journal SET at = now() - interval '1 minute'");
     keeper::forget(shared(&store)).await.unwrap();
     assert_eq!(said("is given up"), 1);
     store.close().await;

@@ -51,11 +51,7 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
     let number = || shared(&store).look(|state| state.replica);
     let before = number();
     sql(&url, "DELETE FROM replica");
-    let deadline = Instant::now() + PATIENCE;
-    while number() == before {
-        assert!(Instant::now() < deadline, "it does not register anew");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until("it does not register anew", || number() != before).await;
     // What is delivered now could not be told under the new number.
     assert_eq!(shared(&store).look(State::leases), []);
     assert_eq!(sql(&url, "SELECT sinks FROM replica"), "{s}");
@@ -99,11 +95,7 @@ async fn a_replicas_number_is_never_anothers_even_where_the_database_was_set_bac
     let number = |store: &Store| shared(store).look(|state| state.replica);
     let before = number(&other);
     sql(&url, "TRUNCATE replica RESTART IDENTITY");
-    let deadline = Instant::now() + PATIENCE;
-    while number(&other) == before {
-        assert!(Instant::now() < deadline, "it does not register anew");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until("it does not register anew", || number(&other) != before).await;
     assert_ne!(number(&other), number(&slept));
     other.take_up(&a_search(), second(1)).await.unwrap();
     let refused = slept.take_up(&a_search(), second(1)).await;
@@ -301,14 +293,10 @@ async fn tables_of_an_earlier_version_that_were_restored_are_migrated_at_once() 
          UPDATE opsramp_exporter_schema SET version = 1",
     );
     let wants = "SELECT count(*) FROM replica WHERE wants IS NOT NULL";
-    while restored.elapsed() < PATIENCE {
-        if sql(&url, "SELECT version FROM opsramp_exporter_schema") == "2"
-            && sql(&url, wants) == "1"
-        {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let is_migrated = || {
+        sql(&url, "SELECT version FROM opsramp_exporter_schema") == "2" && sql(&url, wants) == "1"
+    };
+    wait_until("they are not migrated", is_migrated).await;
     assert!(restored.elapsed() < lease * 3, "{:?}", restored.elapsed());
     store.close().await;
 }
@@ -334,9 +322,8 @@ async fn a_database_that_was_set_back_loses_no_event_that_follows() {
     store.commit(held, events(6..7), second(6)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&batch), [3, 4, 5, 6]);
-    let last = batch.events[3].position;
-    store.acknowledge("s", last, None).await.unwrap();
     drop(batch);
+    deliver(&store, "s", 4).await;
     store.close().await;
     assert_eq!(sql(&url, "SELECT position FROM progress"), "6");
 }
@@ -388,12 +375,7 @@ async fn a_sink_whose_place_is_damaged_gets_what_is_in_the_journal() {
     let (url, store) = stalled_with_sink().await;
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..4), second(2)).await.unwrap();
-    let acknowledge = async |events: usize| {
-        let batch = store.pending("s", events, usize::MAX).await.unwrap();
-        let last = batch.events[events - 1].position;
-        store.acknowledge("s", last, None).await.unwrap();
-    };
-    acknowledge(1).await;
+    deliver(&store, "s", 1).await;
     delivery::prune(shared(&store)).await.unwrap();
     let damage = |position: i64| {
         sql(&url, &format!("UPDATE progress SET position = {position}"));
@@ -402,7 +384,7 @@ async fn a_sink_whose_place_is_damaged_gets_what_is_in_the_journal() {
     damage(i64::MAX);
     delivery::prune(shared(&store)).await.unwrap();
     assert_eq!(kept(), "2", "what waits was removed");
-    acknowledge(1).await;
+    deliver(&store, "s", 1).await;
     assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
     delivery::prune(shared(&store)).await.unwrap();
     assert_eq!(kept(), "1");
@@ -512,7 +494,7 @@ async fn whether_a_start_will_find_its_tables_is_seen_before_it() {
         look().await.unwrap(),
         Err(Unfit::Missing(names(&["alert"])))
     );
-    let (_, schema) = url.rsplit_once("%3D").unwrap();
+    let schema = schema_of(&url);
     sql(
         &url,
         &format!(

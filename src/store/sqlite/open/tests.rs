@@ -9,6 +9,13 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// A folder, and where in it the state file is to be.
+fn state_file() -> (tempfile::TempDir, PathBuf) {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    (folder, path)
+}
+
 fn open(path: &Path) -> std::result::Result<StateFile, Error> {
     StateFile::open(path, |_| Ok(())).map(|(file, ())| file)
 }
@@ -43,8 +50,7 @@ fn schema(connection: &Connection) -> Vec<String> {
 
 #[test]
 fn a_new_file_is_for_its_owner_alone_and_so_are_the_files_beside_it() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (folder, path) = state_file();
     let mut file = open(&path).unwrap();
     let connection = file.connection();
     connection
@@ -67,8 +73,7 @@ fn a_new_file_is_for_its_owner_alone_and_so_are_the_files_beside_it() {
 
 #[test]
 fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_keeps_its_right() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let modes = || {
         ["", "-wal", "-shm"].map(|suffix| {
             let file = with_suffix(&path, suffix).metadata().unwrap();
@@ -102,8 +107,7 @@ fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_kee
 
 #[test]
 fn rights_taken_from_others_are_told_once_for_the_files_of_one_state() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     fs::write(&path, "").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     let (lines, _logging) = captured();
@@ -167,8 +171,7 @@ fn the_file_is_durable_checked_and_small_in_memory() {
 
 #[test]
 fn a_second_exporter_is_told_who_uses_the_file() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (folder, path) = state_file();
     let link = folder.path().join("link.db");
     let first = open(&path).unwrap();
     std::os::unix::fs::symlink(&path, &link).unwrap();
@@ -206,8 +209,7 @@ fn a_link_may_lead_to_a_file_that_is_yet_to_be_created_but_not_in_a_circle() {
 
 #[test]
 fn a_log_without_its_file_is_kept_and_not_taken_for_a_new_state() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let log = with_suffix(&path, "-wal");
     let mut file = open(&path).unwrap();
     file.connection()
@@ -235,8 +237,7 @@ fn a_log_without_its_file_is_kept_and_not_taken_for_a_new_state() {
 
 #[test]
 fn an_operator_can_read_while_it_is_open() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let mut file = open(&path).unwrap();
     let operator = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let sinks = || -> i64 {
@@ -305,8 +306,7 @@ fn a_place_that_cannot_be_written_is_explained() {
 
 #[test]
 fn a_file_of_something_else_is_left_as_it_is() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     type Make = fn(&Path);
     let cases: [(&str, Make); 4] = [
         ("it is not an SQLite database", |path| {
@@ -334,8 +334,7 @@ fn a_file_of_something_else_is_left_as_it_is() {
 
 #[test]
 fn a_file_of_a_newer_version_names_both_versions() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     open(&path).unwrap().close();
     with(&path, "PRAGMA user_version = 7");
     let problem = problem(&path);
@@ -348,8 +347,7 @@ fn a_file_of_a_newer_version_names_both_versions() {
 
 #[test]
 fn a_damaged_file_is_told_from_a_new_one() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     open(&path).unwrap().close();
     let whole = fs::read(&path).unwrap();
     let cut = &whole[..whole.len() / 2];
@@ -426,8 +424,7 @@ fn migrations_lead_from_every_version_to_the_same_tables() {
 
 #[test]
 fn a_file_that_is_yet_to_be_migrated_is_sound_and_an_inspection_leaves_it_as_it_is() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let mut old = Connection::open(&path).unwrap();
     migrate(&mut old, 0, &MIGRATIONS[..1]).unwrap();
     drop(old);
@@ -439,8 +436,7 @@ fn a_file_that_is_yet_to_be_migrated_is_sound_and_an_inspection_leaves_it_as_it_
 
 #[test]
 fn migrations_are_done_all_or_none() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let mut connection = Connection::open(&path).unwrap();
     let scripts = ["CREATE TABLE one (x INTEGER) STRICT", "CREATE TABLE"];
     migrate(&mut connection, 0, &scripts).unwrap_err();
@@ -452,8 +448,7 @@ fn migrations_are_done_all_or_none() {
 
 #[test]
 fn a_file_of_the_state_that_is_gone_is_noticed_and_one_that_came_back_too() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (folder, path) = state_file();
     let file = open(&path).unwrap();
     assert_eq!(file.files().gone_suffix().unwrap(), None);
     for suffix in ["-shm", "-wal", ""] {
@@ -469,8 +464,7 @@ fn a_file_of_the_state_that_is_gone_is_noticed_and_one_that_came_back_too() {
 
 #[test]
 fn a_file_that_cannot_be_looked_at_is_not_in_place_and_hides_no_other_that_is_gone() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let file = open(&path).unwrap();
     let log = with_suffix(&path, "-wal");
     fs::remove_file(&log).unwrap();
@@ -510,8 +504,7 @@ fn assert_cannot_take_lock_again(file: &mut StateFile) {
 
 #[test]
 fn a_lock_that_cannot_be_taken_ends_no_exporter_that_runs_and_lets_none_begin() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let mut file = open(&path).unwrap();
     let lock = with_suffix(&path, ".lock");
     fs::remove_file(&lock).unwrap();
@@ -523,8 +516,7 @@ fn a_lock_that_cannot_be_taken_ends_no_exporter_that_runs_and_lets_none_begin() 
 
 #[test]
 fn a_lock_whose_file_was_removed_is_taken_again() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let mut file = open(&path).unwrap();
     fs::remove_file(with_suffix(&path, ".lock")).unwrap();
     file.keep_lock().unwrap();
@@ -615,8 +607,7 @@ fn a_lock_that_was_moved_away_and_back_still_is_the_states_lock() {
 
 #[test]
 fn a_state_that_another_exporter_has_had_since_its_lock_was_removed_is_lost() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let number = std::process::id();
     for has_ended in [false, true] {
         let mut file = open(&path).unwrap();
@@ -649,8 +640,7 @@ fn a_state_that_another_exporter_has_had_since_its_lock_was_removed_is_lost() {
 
 #[test]
 fn a_state_that_was_moved_aside_is_not_lost_to_whoever_uses_what_is_in_its_place() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let mut file = open(&path).unwrap();
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let name = with_suffix(&path, suffix);
@@ -662,8 +652,7 @@ fn a_state_that_was_moved_aside_is_not_lost_to_whoever_uses_what_is_in_its_place
 
 #[test]
 fn a_lock_that_is_let_go_in_a_moment_is_waited_for() {
-    let folder = folder();
-    let path = folder.path().join("state.db");
+    let (_folder, path) = state_file();
     let Ok(held) = lock(&path) else {
         panic!("it is locked");
     };

@@ -24,9 +24,9 @@ impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let mut writer = Writer::open(&path, 1_000_000, Holds::default()).unwrap();
-        let (take_up, loaded) = job(Write::TakeUp, (key("a", "t", "s"), second(1)));
-        let (sinks, _) = job(Write::SetSinks, vec!["s".to_owned()]);
+        let mut writer = open(&path).unwrap();
+        let (take_up, loaded) = take_up("s");
+        let (sinks, _) = set_sinks(&["s"]);
         writer.write(Group {
             writes: vec![take_up, sinks],
             ..Group::default()
@@ -43,8 +43,20 @@ impl Bench {
     /// Opens the file anew, as the next process would.
     fn reopen(mut self) -> Self {
         drop(self.writer);
-        self.writer = Writer::open(&self.path, 1_000_000, Holds::default()).unwrap();
+        self.writer = open(&self.path).unwrap();
         self
+    }
+
+    fn page(&self) -> Page {
+        Page::new(self.writer.files().clone(), Holds::default())
+    }
+
+    /// Locks the file, as another program would.
+    fn lock(&mut self) -> Connection {
+        self.sql("PRAGMA busy_timeout = 10");
+        let operator = Connection::open(&self.path).unwrap();
+        operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+        operator
     }
 
     /// Lets the file grow by `more` pages.
@@ -76,6 +88,15 @@ impl Bench {
             writes,
             ..Group::default()
         });
+    }
+
+    /// Does these writes as if they had come through the queue together.
+    fn send(&mut self, writes: impl IntoIterator<Item = Write>) {
+        let mut group = Group::default();
+        for write in writes {
+            self.writer.take(Command::Write(write), &mut group);
+        }
+        self.writer.write(group);
     }
 
     fn acknowledge(&mut self, position: i64) -> Answer<()> {
@@ -130,6 +151,19 @@ fn job<Q, A>(kind: fn(Job<Q, A>) -> Write, request: Q) -> (Write, oneshot::Recei
     (kind(Job::new(request, reply)), answer)
 }
 
+fn take_up(search: &str) -> (Write, oneshot::Receiver<Answer<Loaded>>) {
+    job(Write::TakeUp, (key("a", "t", search), second(1)))
+}
+
+fn set_sinks(names: &[&str]) -> (Write, oneshot::Receiver<Answer<Vec<SinkState>>>) {
+    let names = names.iter().map(ToString::to_string).collect();
+    job(Write::SetSinks, names)
+}
+
+fn open(path: &Path) -> Answer<Writer> {
+    Writer::open(path, 1_000_000, Holds::default())
+}
+
 fn answer<A>(mut reply: oneshot::Receiver<Answer<A>>) -> Answer<A> {
     reply.try_recv().unwrap()
 }
@@ -140,6 +174,13 @@ fn opened(number: u128) -> Commit {
         upserts: vec![alert(&number.to_string(), 1, 1)],
         ..events(number..number + 1)
     }
+}
+
+/// A commit of one event with a body of so many bytes.
+fn large(number: u128, length: usize) -> Commit {
+    let mut commit = events(number..number + 1);
+    commit.events[0].body = vec![b'x'; length].into();
+    commit
 }
 
 fn backend_error(answer: Answer<()>) -> ErrorCode {
@@ -177,7 +218,7 @@ fn a_group_is_one_transaction() {
 #[test]
 fn what_waits_in_the_queue_shares_a_transaction() {
     let bench = Bench::new();
-    let page = Page::new(bench.writer.files().clone(), Holds::default());
+    let page = bench.page();
     let (commands, queue) = mpsc::channel(50);
     let (writes, replies): (Vec<_>, Vec<_>) =
         (1..=50).map(|number| bench.commit(opened(number))).unzip();
@@ -313,17 +354,7 @@ fn what_a_commit_adds_to_the_log_is_not_underestimated() {
 #[test]
 fn a_long_log_is_copied_while_commits_go_on() {
     let mut bench = Bench::new();
-    let large = |number| {
-        let body = vec![b'x'; 1024 * 1024].into();
-        let event = JournalEvent {
-            body,
-            ..event(number)
-        };
-        Commit {
-            events: vec![event],
-            ..Commit::default()
-        }
-    };
+    let large = |number| large(number, 1024 * 1024);
     let length = |bench: &Bench| std::fs::metadata(&bench.path).unwrap().len();
     for number in 1..=10 {
         bench.write(large(number)).unwrap();
@@ -516,9 +547,7 @@ fn what_is_delivered_after_a_restart_is_removed() {
 fn an_acknowledgement_that_could_not_be_stored_counts_and_is_stored_with_the_next_write() {
     let mut bench = Bench::new();
     bench.write(events(1..4)).unwrap();
-    bench.sql("PRAGMA busy_timeout = 10");
-    let operator = Connection::open(&bench.path).unwrap();
-    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let operator = bench.lock();
     assert_eq!(backend_error(bench.acknowledge(3)), ErrorCode::DatabaseBusy);
     // The sink has delivered these events and is not given them again.
     assert_eq!(bench.waiting(), [0; 0]);
@@ -533,9 +562,7 @@ fn an_acknowledgement_that_could_not_be_stored_counts_and_is_stored_with_the_nex
 fn no_more_than_one_batch_is_given_while_its_acknowledgement_cannot_be_stored() {
     let mut bench = Bench::new();
     bench.write(events(1..4)).unwrap();
-    bench.sql("PRAGMA busy_timeout = 10");
-    let operator = Connection::open(&bench.path).unwrap();
-    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let operator = bench.lock();
     assert_eq!(backend_error(bench.acknowledge(2)), ErrorCode::DatabaseBusy);
     for _ in 0..2 {
         let refused = bench.pending().map(drop);
@@ -552,10 +579,10 @@ fn an_acknowledgement_that_could_not_be_stored_is_stored_at_the_end() {
     bench.write(events(1..4)).unwrap();
     bench.writer.faults = 2;
     assert!(bench.acknowledge(2).is_err());
-    let page = Page::new(bench.writer.files().clone(), Holds::default());
+    let page = bench.page();
     let (_, queue) = mpsc::channel(1);
     bench.writer.run(queue, &page);
-    bench.writer = Writer::open(&bench.path, 1_000_000, Holds::default()).unwrap();
+    bench.writer = open(&bench.path).unwrap();
     assert_eq!(bench.waiting(), [3]);
 }
 
@@ -613,7 +640,7 @@ fn a_sink_whose_place_is_damaged_gets_all_that_is_in_the_journal() {
         let told = format!(" sink=s position={damaged} ");
         assert!(lines.len() == 1 && lines[0].contains(&told), "{lines:?}");
         assert_eq!(bench.waiting(), [1, 2, 3]);
-        let (sinks, states) = job(Write::SetSinks, vec!["s".to_owned()]);
+        let (sinks, states) = set_sinks(&["s"]);
         bench.write_all(vec![sinks]);
         assert_eq!(answer(states).unwrap(), [SinkState { mark: None }]);
         bench.acknowledge(3).unwrap();
@@ -625,7 +652,7 @@ fn a_sink_whose_place_is_damaged_gets_all_that_is_in_the_journal() {
 fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
     let mut bench = Bench::new();
     bench.writer.check_interval = Duration::from_millis(10);
-    let page = Page::new(bench.writer.files().clone(), Holds::default());
+    let page = bench.page();
     let (commands, queue) = mpsc::channel(1);
     let writer = thread::spawn(move || bench.writer.run(queue, &page));
     let lock = with_suffix(&bench.path, ".lock");
@@ -637,7 +664,7 @@ fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
         let read = Command::Read(Box::new(|_| {}));
         commands.blocking_send(read).unwrap();
     }
-    let second = Writer::open(&bench.path, 1_000_000, Holds::default());
+    let second = open(&bench.path);
     let problem = second.unwrap_err().to_string();
     assert!(problem.contains("another exporter"), "{problem}");
     drop(commands);
@@ -677,9 +704,9 @@ fn while_nothing_is_stored_it_is_told_that_a_file_was_removed_or_cut_short() {
 fn nothing_is_written_to_a_state_that_was_lost_to_another_exporter() {
     let mut bench = Bench::new();
     bench.write(opened(1)).unwrap();
-    let page = Page::new(bench.writer.files().clone(), Holds::default());
+    let page = bench.page();
     std::fs::remove_file(with_suffix(&bench.path, ".lock")).unwrap();
-    let mut second = Writer::open(&bench.path, 1_000_000, Holds::default()).unwrap();
+    let mut second = open(&bench.path).unwrap();
     let lost = bench.writer.lost();
     let (commands, mut queue) = mpsc::channel(9);
     let (write, reply) = bench.commit(opened(2));
@@ -735,7 +762,7 @@ fn a_log_that_was_cut_short_is_not_copied_over_what_is_whole() {
         } = bench;
         writer.file.close();
         assert!(std::fs::read(&path).unwrap() == before, "it was written to");
-        let writer = Writer::open(&path, 1_000_000, Holds::default()).unwrap();
+        let writer = open(&path).unwrap();
         let mut bench = Bench {
             writer,
             path,
@@ -767,8 +794,7 @@ fn a_log_that_is_copied_and_emptied_by_another_program_is_not_taken_for_one_that
 
 impl Bench {
     fn set_sinks(&mut self, names: &[&str]) {
-        let names = names.iter().map(ToString::to_string).collect();
-        let (sinks, states) = job(Write::SetSinks, names);
+        let (sinks, states) = set_sinks(names);
         self.write_all(vec![sinks]);
         answer(states).unwrap();
     }
@@ -855,7 +881,7 @@ fn a_search_for_which_there_is_no_room_costs_a_sink_that_holds_hardly_anything_n
     bench.write(events(1..4)).unwrap();
     bench.set_sinks(&["other"]);
     bench.writer.faults = 3;
-    let (take_up, loaded) = job(Write::TakeUp, (key("a", "t", "new"), second(1)));
+    let (take_up, loaded) = take_up("new");
     bench.write_all(vec![take_up]);
     assert!(answer(loaded).is_err());
     assert_eq!(bench.count("sink"), 2);
@@ -945,18 +971,7 @@ fn a_sink_that_has_left_is_not_given_up_where_that_makes_no_room() {
 #[test]
 fn what_a_sink_that_has_left_holds_alone_is_counted_in_bytes() {
     let mut bench = Bench::new();
-    let text = vec![b'x'; 10_000];
-    let large = |number| {
-        let body = text.clone().into();
-        let event = JournalEvent {
-            body,
-            ..event(number)
-        };
-        Commit {
-            events: vec![event],
-            ..Commit::default()
-        }
-    };
+    let large = |number| large(number, 10_000);
     for number in 1..=3 {
         bench.write(large(number)).unwrap();
     }
@@ -999,15 +1014,10 @@ fn sinks_that_are_all_known_are_answered_though_nothing_can_be_stored() {
         .writer
         .journal
         .acknowledge("s", 2, Some(b"mark".to_vec()));
-    bench.sql("PRAGMA busy_timeout = 10");
-    let operator = Connection::open(&bench.path).unwrap();
-    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let operator = bench.lock();
     let set = |bench: &mut Bench, names: &[&str]| {
-        let names = names.iter().map(ToString::to_string).collect();
-        let (sinks, states) = job(Write::SetSinks, names);
-        let mut group = Group::default();
-        bench.writer.take(Command::Write(sinks), &mut group);
-        bench.writer.write(group);
+        let (sinks, states) = set_sinks(names);
+        bench.send([sinks]);
         answer(states)
     };
     let mark = SinkState {
@@ -1032,13 +1042,7 @@ fn sinks_that_are_all_known_are_answered_though_nothing_can_be_stored() {
 #[test]
 fn of_the_lists_of_sinks_in_a_group_the_last_one_counts() {
     let mut bench = Bench::new();
-    let mut group = Group::default();
-    for names in [&["s", "new"][..], &["s"]] {
-        let names = names.iter().map(ToString::to_string).collect();
-        let (sinks, _states) = job(Write::SetSinks, names);
-        bench.writer.take(Command::Write(sinks), &mut group);
-    }
-    bench.writer.write(group);
+    bench.send([set_sinks(&["s", "new"]).0, set_sinks(&["s"]).0]);
     let journal = &bench.writer.journal;
     assert!(journal.backlog(bench.writer.file.reader(), "new").is_none());
 }
@@ -1048,21 +1052,12 @@ fn what_cannot_be_stored_keeps_no_search_held() {
     let mut bench = Bench::new();
     let row = bench.held.row;
     let holds = bench.writer.holds.clone();
-    bench.sql("PRAGMA busy_timeout = 10");
-    let operator = Connection::open(&bench.path).unwrap();
-    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let written = |bench: &mut Bench, writes: Vec<Write>| {
-        let mut group = Group::default();
-        for write in writes {
-            bench.writer.take(Command::Write(write), &mut group);
-        }
-        bench.writer.write(group);
-    };
+    let operator = bench.lock();
     // A release is served at once, and also behind a commit that was sent before it.
     for commits in [0, 1] {
-        let (taken_up, loaded) = job(Write::TakeUp, (key("a", "t", "s"), second(1)));
+        let (taken_up, loaded) = take_up("s");
         operator.execute_batch("ROLLBACK").unwrap();
-        written(&mut bench, vec![taken_up]);
+        bench.send([taken_up]);
         bench.held = answer(loaded).unwrap().held;
         assert!(holds.is_held(bench.held));
         operator.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -1091,12 +1086,12 @@ fn what_cannot_be_stored_keeps_no_search_held() {
          CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
          CREATE TRIGGER fail AFTER INSERT ON search BEGIN INSERT INTO child VALUES (1); END",
     );
-    let (taken_up, loaded) = job(Write::TakeUp, (key("a", "t", "new"), second(1)));
-    written(&mut bench, vec![taken_up]);
+    let (taken_up, loaded) = take_up("new");
+    bench.send([taken_up]);
     assert!(answer(loaded).is_err());
-    let (taken_up, loaded) = job(Write::TakeUp, (key("a", "t", "s"), second(1)));
+    let (taken_up, loaded) = take_up("s");
     drop(loaded);
-    written(&mut bench, vec![taken_up]);
+    bench.send([taken_up]);
     assert!((1..9).all(|row| !holds.holds_row(row)));
 }
 
@@ -1106,11 +1101,7 @@ fn what_is_sent_behind_a_search_that_is_given_back_is_refused() {
     let (first, done) = bench.commit(opened(1));
     let (released, given_back) = job(Write::Release, bench.held);
     let (late, refused) = bench.commit(opened(2));
-    let mut group = Group::default();
-    for write in [first, released, late] {
-        bench.writer.take(Command::Write(write), &mut group);
-    }
-    bench.writer.write(group);
+    bench.send([first, released, late]);
     answer(done).unwrap();
     answer(given_back).unwrap();
     assert!(matches!(answer(refused), Err(Error::LeaseLost)));
