@@ -11,7 +11,7 @@ use super::{
     alerts,
     connection::{Failure, Pool, Session},
     delivery,
-    schema::{self, INDEXES, MIGRATIONS, NUMBER_TABLE, TABLES},
+    schema::{self, INDEXES, NUMBER_TABLE, TABLES, VERSION},
 };
 use crate::{
     clock,
@@ -165,11 +165,10 @@ async fn look(
         }
         Some(_) => schema::number(session).await?,
     };
-    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
-    if version > known {
+    if version > VERSION {
         return Err(Failure::Newer {
             found: version,
-            known,
+            known: VERSION,
         });
     }
     if version <= 0 {
@@ -193,7 +192,7 @@ async fn look(
         Err(Unfit::Missing(missing))
     } else if !forbidden.is_empty() {
         Err(Unfit::Forbidden(forbidden))
-    } else if version == known {
+    } else if version == VERSION {
         match try_out(session).await {
             Ok(None) => Ok(Tables::Ready),
             Ok(Some(refused)) => Err(Unfit::Refused(refused)),

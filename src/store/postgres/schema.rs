@@ -8,6 +8,9 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0002_wants.sql"),
 ];
 
+/// The number of the schema that the migrations make.
+pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
+
 /// The tables and indexes that the migrations make, without the indexes whose names the server
 /// chooses.
 pub(super) const TABLES: &[&str] = &[
@@ -73,16 +76,15 @@ pub(super) enum Standing {
 pub(super) async fn look(pool: &Pool) -> Result<Standing, Failure> {
     let mut session = pool.session().await?;
     let found = number(&mut session).await?;
-    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
     if found <= 0 {
         return refuse_unnumbered(&mut session)
             .await
             .map(|()| Standing::Gone);
     }
-    if found < known {
+    if found < VERSION {
         return Ok(Standing::Earlier);
     }
-    if found == known {
+    if found == VERSION {
         look_for_all(&mut session).await?;
     }
     Ok(Standing::There)
@@ -114,12 +116,13 @@ pub(super) async fn ours(session: &mut Session) -> Result<Vec<String>, Failure> 
 
 /// Returns the tables that are missing, that of the schema's number included, if these are there.
 pub(super) fn missing_with_number(ours: &[String]) -> Vec<&'static str> {
-    let others = TABLES
-        .iter()
-        .filter(|name| !ours.iter().any(|it| it == *name));
-    std::iter::once(NUMBER_TABLE)
-        .chain(others.copied())
-        .collect()
+    std::iter::once(NUMBER_TABLE).chain(missing(ours)).collect()
+}
+
+/// Returns the tables that are missing, if these are there.
+fn missing(found: &[String]) -> impl Iterator<Item = &'static str> {
+    let is_missing = |name: &&str| !found.iter().any(|it| it == name);
+    TABLES.iter().copied().filter(is_missing)
 }
 
 /// Refuses tables without the schema's number, because nobody knows their version.
@@ -141,10 +144,7 @@ async fn look_for_all(session: &mut Session) -> Result<(), Failure> {
             &[&TABLES],
         )
         .await?;
-    let missing = TABLES
-        .iter()
-        .filter(|name| !found.iter().any(|it| it == *name));
-    let missing: Vec<&str> = missing.copied().collect();
+    let missing: Vec<&str> = missing(&found).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -170,8 +170,8 @@ async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
         Some(row) => row.try_get(0)?,
         None => 0,
     };
-    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
-    if found > known {
+    if found > VERSION {
+        let known = VERSION;
         return Err(Failure::Newer { found, known });
     }
     if found <= 0 {
@@ -181,12 +181,12 @@ async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
     for migration in &MIGRATIONS[done..] {
         session.batch(migration).await?;
     }
-    if found == known {
+    if found == VERSION {
         look_for_all(&mut session).await?;
     } else {
         let update = "UPDATE opsramp_exporter_schema SET version = $1";
-        session.execute(update, &[&known]).await?;
+        session.execute(update, &[&VERSION]).await?;
     }
     session.commit().await?;
-    Ok(found < known)
+    Ok(found < VERSION)
 }
