@@ -850,7 +850,7 @@ async fn commits_that_wait_for_a_locked_table_leave_connections_to_the_look_at_t
     let looks = async {
         for _ in 0..10 {
             tokio::time::sleep(lease / 10).await;
-            keeper::share_out(shared(&store), lease / 4).await.unwrap();
+            keeper::share_out(shared(&store), lease / 2).await.unwrap();
         }
     };
     let (done, ()) = tokio::join!(futures_util::future::join_all(commits), looks);
