@@ -8,10 +8,7 @@
 use std::{
     collections::VecDeque,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -73,8 +70,8 @@ pub(super) struct Window {
     answered: VecDeque<(Instant, Urgency)>,
     /// The number of requests that are not answered yet, by urgency.
     in_flight: [u32; 3],
-    /// How many of the requests in flight got a 429 in a sliding window. The server does not count those, so they
-    /// are not added to `answered` when they are given back.
+    /// How many of the requests in flight got a 429 in a sliding window. The server does not count
+    /// those, so they are not added to `answered` when they are given back.
     refused: u32,
     last_poll: Option<Instant>,
     /// The urgency of the last request.
@@ -120,16 +117,7 @@ pub(super) struct Allowance {
     /// them free.
     reserved: AtomicU32,
     /// A queue for each urgency. The caller that is next holds the lock.
-    polls: tokio::sync::Mutex<()>,
-    further_pages: tokio::sync::Mutex<()>,
-    background: tokio::sync::Mutex<()>,
-}
-
-/// Keeps requests a minute free for polls, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Reserved {
-    allowance: Arc<Allowance>,
-    milli: u32,
+    queues: [tokio::sync::Mutex<()>; 3],
 }
 
 /// The right to make one request. It is dropped when the request was answered, or given up.
@@ -155,11 +143,6 @@ impl Window {
             resets: Resets::default(),
             paused_until: None,
         }
-    }
-
-    /// Changes the ceiling. Requests that were made before still count.
-    fn set_ceiling(&mut self, ceiling: u32) {
-        self.ceiling = ceiling;
     }
 
     /// Takes a request out of the allowance, or returns the time at which to try again. `polls` is
@@ -472,9 +455,7 @@ impl Allowance {
         Self {
             window: Mutex::new(Window::new(ceiling)),
             reserved: AtomicU32::new(0),
-            polls: tokio::sync::Mutex::default(),
-            further_pages: tokio::sync::Mutex::default(),
-            background: tokio::sync::Mutex::default(),
+            queues: Default::default(),
         }
     }
 
@@ -493,12 +474,7 @@ impl Allowance {
                 reported_at = now;
             }
         };
-        let queue = match urgency {
-            Urgency::Poll => &self.polls,
-            Urgency::FurtherPage => &self.further_pages,
-            Urgency::Background => &self.background,
-        };
-        let mut turn = pin!(queue.lock());
+        let mut turn = pin!(self.queues[urgency as usize].lock());
         // The same future is polled again after each timeout, so that the caller keeps its place
         // in the queue.
         let _turn = loop {
@@ -525,9 +501,9 @@ impl Allowance {
     fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {
         let reserved = self.reserved.load(Ordering::Relaxed);
         // A queue is locked if a caller waits in it.
-        let waits = |queue: &tokio::sync::Mutex<()>| queue.try_lock().is_err();
-        let full_reads_wait = waits(&self.background);
-        let polls_wait = waits(&self.polls) || waits(&self.further_pages);
+        let waits = |urgency: Urgency| self.queues[urgency as usize].try_lock().is_err();
+        let full_reads_wait = waits(Urgency::Background);
+        let polls_wait = waits(Urgency::Poll) || waits(Urgency::FurtherPage);
         let mut window = self.window.lock();
         if window.leaves_turn(urgency, polls_wait, full_reads_wait) {
             return Err(now + RECHECK_INTERVAL);
@@ -539,8 +515,9 @@ impl Allowance {
         window.take(now, urgency, reserved.div_ceil(1000))
     }
 
+    /// Changes the ceiling. Requests that were made before still count.
     fn set_ceiling(&self, ceiling: u32) {
-        self.window.lock().set_ceiling(ceiling);
+        self.window.lock().ceiling = ceiling;
     }
 
     fn is_as_new(&self, now: Instant) -> bool {
@@ -551,15 +528,17 @@ impl Allowance {
         self.window.lock().learn(hints, Instant::now());
     }
 
-    /// Reserves as many requests a minute as a poll every `interval` needs.
-    pub(super) fn reserve(self: &Arc<Self>, interval: Duration) -> Reserved {
+    /// Reserves as many requests a minute as a poll every `interval` needs. Returns their number in
+    /// thousandths, to be [released](Self::release) when they are no longer needed.
+    fn reserve(&self, interval: Duration) -> u32 {
         let a_minute = MINUTE.as_secs_f64() / interval.as_secs_f64();
         let milli = (a_minute * 1000.0).min(1e6) as u32;
         self.reserved.fetch_add(milli, Ordering::Relaxed);
-        Reserved {
-            allowance: Arc::clone(self),
-            milli,
-        }
+        milli
+    }
+
+    fn release(&self, milli: u32) {
+        self.reserved.fetch_sub(milli, Ordering::Relaxed);
     }
 }
 
@@ -569,14 +548,6 @@ impl Drop for Permit<'_> {
             .window
             .lock()
             .give_back(Instant::now(), self.urgency);
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.allowance
-            .reserved
-            .fetch_sub(self.milli, Ordering::Relaxed);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Allowance, Reserved};
+use super::Allowance;
 
 /// The documented ceilings of paginated requests a minute: of a client and of a partner.
 const PAGINATED_CEILINGS: (u32, u32) = (50, 150);
@@ -30,7 +30,7 @@ struct Known {
 /// A tenant's allowances, one for each category of requests.
 #[derive(Debug)]
 struct OfTenant {
-    search: Arc<Allowance>,
+    search: Allowance,
     alert: Allowance,
     clients: Allowance,
     /// The ceilings of all who share the allowances now.
@@ -49,8 +49,8 @@ pub(in crate::opsramp) struct Share {
 /// until it is dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    _reserved: Reserved,
-    _share: Share,
+    share: Share,
+    milli: u32,
 }
 
 // === impl Allowances ===
@@ -99,7 +99,7 @@ impl Known {
 impl OfTenant {
     fn new(tenant: &str, paginated: u32) -> Self {
         Self {
-            search: Arc::new(Allowance::new(paginated)),
+            search: Allowance::new(paginated),
             alert: Allowance::new(documented(NON_PAGINATED_CEILINGS, tenant)),
             clients: Allowance::new(paginated),
             ceilings: Mutex::default(),
@@ -107,7 +107,7 @@ impl OfTenant {
     }
 
     fn is_needed(&self, now: Instant) -> bool {
-        [&*self.search, &self.alert, &self.clients]
+        [&self.search, &self.alert, &self.clients]
             .iter()
             .any(|allowance| !allowance.is_as_new(now))
     }
@@ -148,8 +148,8 @@ impl Share {
     /// Keeps the share, and as many requests a minute as a poll every `interval` needs.
     pub(in crate::opsramp) fn reserve(self, interval: Duration) -> Reservation {
         Reservation {
-            _reserved: self.tenant.search.reserve(interval),
-            _share: self,
+            milli: self.search().reserve(interval),
+            share: self,
         }
     }
 }
@@ -161,6 +161,12 @@ impl Drop for Share {
                 ceilings.swap_remove(own);
             }
         });
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.share.search().release(self.milli);
     }
 }
 

@@ -24,6 +24,15 @@ fn told(remaining: u32, seconds: u64) -> Hints {
     }
 }
 
+/// The hints of a refusal after which nothing is to be asked for so many seconds.
+fn quiet(seconds: u64) -> Hints {
+    Hints {
+        throttled: true,
+        retry_after: Some(Duration::from_secs(seconds)),
+        ..Hints::default()
+    }
+}
+
 #[test]
 fn headers_are_read_by_the_servers_own_clock() {
     // Our clock is an hour ahead of the server's.
@@ -141,27 +150,13 @@ fn nothing_is_asked_while_the_server_wants_quiet() {
     let mut window = Window::new(50);
     window.take(start, Urgency::Poll, 0).unwrap();
     window.give_back(start, Urgency::Poll);
-    let retry_after = Some(Duration::from_secs(7));
-    window.learn(
-        &Hints {
-            throttled: true,
-            retry_after,
-            ..Hints::default()
-        },
-        start,
-    );
+    window.learn(&quiet(7), start);
     assert_eq!(
         window.take(start, Urgency::Poll, 0),
         Err(start + Duration::from_secs(7))
     );
     // A shorter wait that another answer asks for does not end the longer one.
-    let retry_after = Some(Duration::from_secs(3));
-    let hints = Hints {
-        throttled: true,
-        retry_after,
-        ..Hints::default()
-    };
-    window.learn(&hints, start);
+    window.learn(&quiet(3), start);
     assert_eq!(
         window.take(start, Urgency::Poll, 0),
         Err(start + Duration::from_secs(7))
@@ -644,27 +639,24 @@ fn polls_that_were_made_are_part_of_what_is_kept_for_them() {
 
 #[tokio::test(start_paused = true)]
 async fn a_search_is_reserved_as_long_as_it_is_polled() {
-    let allowance = Arc::new(Allowance::new(50));
-    let reserved = || allowance.reserved.load(Ordering::Relaxed);
-    let every_ten_seconds = allowance.reserve(Duration::from_secs(10));
-    let every_two_minutes = allowance.reserve(Duration::from_secs(120));
+    let allowances = Allowances::default();
+    let share = || allowances.share(&"https://a.example/".into(), "client_1", None);
+    let reserved = || share().search().reserved.load(Ordering::Relaxed);
+    let every_ten_seconds = share().reserve(Duration::from_secs(10));
+    let every_two_minutes = share().reserve(Duration::from_secs(120));
     assert_eq!(reserved(), 6_500);
     drop(every_ten_seconds);
     assert_eq!(reserved(), 500);
     drop(every_two_minutes);
     assert_eq!(reserved(), 0);
-    let _without_a_pause = allowance.reserve(Duration::ZERO);
+    let _without_a_pause = share().reserve(Duration::ZERO);
     assert_eq!(reserved(), 1_000_000);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_an_answer_says_counts_for_everyone_who_asks() {
     let allowance = Allowance::new(50);
-    allowance.learn(&Hints {
-        throttled: true,
-        retry_after: Some(Duration::from_secs(7)),
-        ..Hints::default()
-    });
+    allowance.learn(&quiet(7));
     let began = Instant::now();
     drop(allowance.acquire(Urgency::Poll, |_| {}).await);
     assert_eq!(began.elapsed().as_secs(), 7);
@@ -692,8 +684,8 @@ fn of_what_the_server_has_left_less_is_kept_as_the_reset_comes_near() {
 
 #[tokio::test(start_paused = true)]
 async fn full_reads_wait_while_polls_go_on() {
-    let allowance = Arc::new(Allowance::new(10));
-    let _reservation = allowance.reserve(Duration::from_secs(30));
+    let allowance = Allowance::new(10);
+    allowance.reserve(Duration::from_secs(30));
     for _ in 0..6 {
         drop(
             allowance
@@ -750,11 +742,7 @@ fn where_polls_need_everything_full_reads_have_a_tenth() {
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_another_to_have_a_turn_tells_of_it_meanwhile_and_keeps_its_place() {
     let allowance = Allowance::new(50);
-    allowance.learn(&Hints {
-        throttled: true,
-        retry_after: Some(Duration::from_secs(20)),
-        ..Hints::default()
-    });
+    allowance.learn(&quiet(20));
     let waited = [(); 3].map(|()| Cell::new(Duration::ZERO));
     let served = RefCell::new(Vec::new());
     let (allowance, waited, served) = (&allowance, &waited, &served);
@@ -809,8 +797,8 @@ fn polls_keep_apart_where_they_want_more_than_there_is() {
 #[test]
 fn the_pace_of_polls_follows_from_what_is_reserved() {
     let now = Instant::now();
-    let allowance = Arc::new(Allowance::new(50));
-    let _reservation = allowance.reserve(Duration::from_secs(1));
+    let allowance = Allowance::new(50);
+    allowance.reserve(Duration::from_secs(1));
     assert_eq!(allowance.take(now, Urgency::Poll), Ok(()));
     let next = now + Duration::from_millis(1_200);
     assert_eq!(allowance.take(now, Urgency::Poll), Err(next));
@@ -830,13 +818,13 @@ fn whoever_had_the_only_request_leaves_the_next_one_to_the_other_side_if_that_wa
     assert!(window.leaves_turn(poll, false, true));
     assert!(!window.leaves_turn(poll, true, false));
     assert!(!window.leaves_turn(full_read, true, true));
-    window.set_ceiling(2);
+    window.ceiling = 2;
     assert!(!window.leaves_turn(poll, false, true));
 
     let allowance = Allowance::new(1);
     allowance.window.lock().last_urgency = Some(full_read);
-    for queue in [&allowance.polls, &allowance.further_pages] {
-        let _waits = queue.try_lock().unwrap();
+    for queue in [poll, page] {
+        let _waits = allowance.queues[queue as usize].try_lock().unwrap();
         let later = now + RECHECK_INTERVAL;
         assert_eq!(allowance.take(now, full_read), Err(later));
     }
@@ -845,8 +833,8 @@ fn whoever_had_the_only_request_leaves_the_next_one_to_the_other_side_if_that_wa
 
 #[tokio::test(start_paused = true)]
 async fn polls_that_have_enough_do_not_wait() {
-    let allowance = Arc::new(Allowance::new(50));
-    let _reservation = allowance.reserve(Duration::from_secs(2));
+    let allowance = Allowance::new(50);
+    allowance.reserve(Duration::from_secs(2));
     for _ in 0..50 {
         let none = |_| panic!("there is room");
         drop(allowance.acquire(Urgency::Poll, none).await);
@@ -861,24 +849,21 @@ async fn scarcity(
     interval: Duration,
     full_reads: bool,
 ) -> (Vec<Vec<Duration>>, Vec<Duration>) {
-    let allowance = Arc::new(Allowance::new(limit));
+    let allowance = Allowance::new(limit);
     let began = Instant::now();
-    let search = |urgency| {
-        let allowance = Arc::clone(&allowance);
-        async move {
-            let _reservation = allowance.reserve(interval);
-            let mut turns = Vec::new();
-            while began.elapsed() < 10 * MINUTE {
-                let permit = allowance.acquire(urgency, |_| {}).await;
-                turns.push(began.elapsed());
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                drop(permit);
-                if urgency == Urgency::Poll {
-                    tokio::time::sleep(interval).await;
-                }
+    let search = async |urgency| {
+        allowance.reserve(interval);
+        let mut turns = Vec::new();
+        while began.elapsed() < 10 * MINUTE {
+            let permit = allowance.acquire(urgency, |_| {}).await;
+            turns.push(began.elapsed());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(permit);
+            if urgency == Urgency::Poll {
+                tokio::time::sleep(interval).await;
             }
-            turns
         }
+        turns
     };
     let polls = futures_util::future::join_all((0..searches).map(|_| search(Urgency::Poll)));
     if full_reads {
