@@ -107,7 +107,9 @@ pub enum Next {
 /// What the readings of the result have told so far.
 #[derive(Debug, Default)]
 struct ReadingHistory {
-    last: Option<LastReading>,
+    last: Option<Ending>,
+    /// When the result is due to be read again.
+    next_due: Option<Instant>,
     /// Number of readings that were sound.
     sound: u64,
     /// Number of readings that did not end at a hollow page.
@@ -122,30 +124,17 @@ struct ReadingHistory {
     has_gone_through: bool,
 }
 
-/// How the last reading ended.
-#[derive(Debug)]
-struct LastReading {
-    /// Whether the alerts that the reading did not show are not in the result, as far as the
-    /// totals tell.
-    sound: bool,
-    /// Number of items that could not be read as alerts. The total counts them.
-    unreadable: u64,
-    /// The page at which the reading ended, if that page was hollow.
-    hollow: Option<Hollow>,
-    /// What it has not shown, until that is told.
-    shortfall: Option<Shortfall>,
-    /// When the result is due to be read again.
-    next_due: Instant,
-}
-
-/// How a reading ends.
-#[derive(Clone, Copy, Debug)]
+/// How a reading has ended.
+#[derive(Clone, Copy, Debug, Default)]
 struct Ending {
     /// Whether the alerts that the reading did not show are not in the result, as far as the
     /// totals tell.
     sound: bool,
+    /// Number of items that could not be read as alerts. The total counts them.
     unreadable: usize,
+    /// The page at which the reading ended, if that page was hollow.
     hollow: Option<Hollow>,
+    /// What it has not shown, until that is told.
     shortfall: Option<Shortfall>,
 }
 
@@ -260,15 +249,14 @@ impl Engine {
     /// so long `ago`, and its polls have counted as many alerts since as the store knew.
     pub fn resume(&mut self, total: u64, ago: Duration, now: Instant) {
         self.total = Some(total);
-        let last = LastReading {
+        // An engine with unreadable items was not complete, so it would not be resumed.
+        let last = Ending {
             sound: true,
-            // An engine with unreadable items was not complete, so it would not be resumed.
-            unreadable: 0,
-            hollow: None,
-            shortfall: None,
-            next_due: now + self.options.full_read_interval.saturating_sub(ago),
+            ..Ending::default()
         };
-        self.history.add(last, self.tracker.open_count(), now);
+        let next_due = now + self.options.full_read_interval.saturating_sub(ago);
+        let shown = self.tracker.open_count();
+        self.history.add(last, shown, now, next_due);
     }
 
     /// Returns what the server was found not to answer, for the engine that takes over.
@@ -616,10 +604,8 @@ impl Engine {
         self.limits.pages.note_refused(page, size, now);
         let took = now - *begun;
         let ending = Ending {
-            sound: false,
             unreadable: read.unreadable(),
-            hollow: None,
-            shortfall: None,
+            ..Ending::default()
         };
         self.background = Background::Idle;
         self.rest_until = Some(now + self.rest(true, took));
@@ -716,8 +702,7 @@ impl Engine {
             let ending = Ending {
                 sound,
                 unreadable: facts.unreadable,
-                hollow: None,
-                shortfall: None,
+                ..Ending::default()
             };
             self.finish_reading(ending, Some(overtaken), now);
             return Next::Done;
@@ -864,8 +849,7 @@ impl Engine {
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        let last = self.history.last.as_ref();
-        last.is_none_or(|last| now >= last.next_due)
+        self.history.next_due.is_none_or(|due| now >= due)
     }
 
     fn begin_full_read(&mut self, now: Instant) {
@@ -935,25 +919,14 @@ impl Engine {
     /// Ends a reading of the result. `poll`: what has overtaken the poll's answer, if one answer
     /// of a poll was the whole result; such an answer cannot have missed an alert.
     fn finish_reading(&mut self, ending: Ending, poll: Option<&Overtaken>, now: Instant) {
-        let Ending {
-            sound,
-            unreadable,
-            hollow,
-            shortfall,
-        } = ending;
-        let last = LastReading {
-            sound,
-            unreadable: unreadable as u64,
-            hollow,
-            shortfall,
-            next_due: now + self.options.full_read_interval,
-        };
-        self.history.add(last, self.tracker.seen_count(), now);
+        let next_due = now + self.options.full_read_interval;
+        let shown = self.tracker.seen_count();
+        self.history.add(ending, shown, now, next_due);
         self.postponed = false;
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
         let mut missing = tracker.missing();
-        if !sound {
+        if !ending.sound {
             missing.truncate(UNSEEN);
             self.ask_for(missing, now);
             return;
@@ -965,7 +938,7 @@ impl Engine {
         }
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
-            Some(overtaken) if unreadable == 0 => {
+            Some(overtaken) if ending.unreadable == 0 => {
                 if missing.len() > SUDDEN.max(self.tracker.seen_count()) {
                     self.sudden = missing.iter().cloned().collect();
                     missing.retain(|id| sudden.contains(id));
@@ -1001,7 +974,8 @@ impl Engine {
 
 impl ReadingHistory {
     /// Adds a reading that has ended now. `shown`: the number of alerts that it has shown.
-    fn add(&mut self, last: LastReading, shown: usize, now: Instant) {
+    /// `next_due`: when the result is due to be read again.
+    fn add(&mut self, last: Ending, shown: usize, now: Instant, next_due: Instant) {
         if last.hollow.is_some() {
             self.hollow_in_a_row.get_or_insert((now, 0)).1 += 1;
         } else {
@@ -1019,6 +993,7 @@ impl ReadingHistory {
         });
         self.has_gone_through |= is_seen || self.not_hollow > 1 || is_hollow;
         self.last = Some(last);
+        self.next_due = Some(next_due);
     }
 
     /// Whether there was a reading, and the last one was sound.
@@ -1027,7 +1002,7 @@ impl ReadingHistory {
     }
 
     fn unreadable(&self) -> u64 {
-        self.last.as_ref().map_or(0, |last| last.unreadable)
+        self.last.as_ref().map_or(0, |last| last.unreadable as u64)
     }
 }
 

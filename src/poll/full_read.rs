@@ -28,7 +28,7 @@ pub struct Facts {
 }
 
 /// A full read under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct FullRead {
     next: u64,
     /// Where to go on after the pages that are read again: at a page, or nowhere.
@@ -168,21 +168,7 @@ impl FullRead {
     pub(super) fn new() -> Self {
         Self {
             next: 1,
-            resume: None,
-            again: BTreeSet::new(),
-            last_total: None,
-            page_size: None,
-            restarts: 0,
-            rereads_left: 0,
-            unreadable: BTreeMap::new(),
-            has_gap: false,
-            places: 0,
-            has_given_up: false,
-            has_moved: false,
-            counted: 0,
-            hollow: None,
-            seen: 0,
-            without_news: 0,
+            ..Self::default()
         }
     }
 

@@ -598,7 +598,7 @@ impl Run {
 
 /// When the result is due to be read again.
 fn due(engine: &Engine) -> Instant {
-    engine.history.last.as_ref().unwrap().next_due
+    engine.history.next_due.unwrap()
 }
 
 /// Makes a poll up to its end.

@@ -848,9 +848,7 @@ fn a_missed_page_outlasts_a_reading_that_is_not_sound_and_one_that_was_under_way
     run.engine.page_missed(2);
     let ending = |sound| Ending {
         sound,
-        unreadable: 0,
-        hollow: None,
-        shortfall: None,
+        ..Ending::default()
     };
     run.engine.finish_reading(ending(true), None, run.now);
     assert!(run.engine.misses_a_page());
