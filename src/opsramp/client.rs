@@ -53,7 +53,6 @@ struct Inner {
     /// Whether the observer was last told that the token is lost.
     token_lost: AtomicBool,
     in_flight: tokio::sync::Semaphore,
-    requests_per_minute: Option<u32>,
     /// The URL as all its spellings are written.
     server: Arc<str>,
     allowances: Allowances,
@@ -144,7 +143,6 @@ impl Client {
         allowances: &Allowances,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, BuildError> {
-        let requests_per_minute = options.requests_per_minute;
         let server = options.server();
         let http = Http::new(options).await?;
         let issuer = TokenEndpoint::new(http.clone(), observer.clone());
@@ -155,7 +153,6 @@ impl Client {
             observer,
             token_lost: AtomicBool::new(false),
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
-            requests_per_minute,
             server,
             allowances: allowances.clone(),
         })))
@@ -421,8 +418,8 @@ impl Client {
             200..=299 => {
                 self.note_accepted(&token, endpoint, tenant);
                 let sent_secrets = sent_secrets();
-                Ok(Answer::new(endpoint.as_str(), body, room, sent_secrets)
-                    .with_clock_ahead(clock_ahead))
+                let endpoint = endpoint.as_str();
+                Ok(Answer::new(endpoint, body, room, sent_secrets, clock_ahead))
             }
             401 | 407 => Err(SendError::TokenRefused {
                 status: status.as_u16(),
@@ -470,12 +467,12 @@ impl Client {
 
     fn share(&self, tenant: &str) -> Share {
         let Inner {
-            allowances,
+            http,
             server,
-            requests_per_minute,
+            allowances,
             ..
         } = &*self.0;
-        allowances.share(server, tenant, *requests_per_minute)
+        allowances.share(server, tenant, http.options.requests_per_minute)
     }
 }
 
@@ -618,6 +615,19 @@ mod tests {
         url
     }
 
+    /// Gives a token to whoever asks for one, and answers other requests so.
+    fn with_token(
+        answer: impl Fn(&str) -> Vec<u8> + Send + 'static,
+    ) -> impl Fn(&str) -> Vec<u8> + Send + 'static {
+        move |request| {
+            if request.starts_with("POST") {
+                token("a", 7200)
+            } else {
+                answer(request)
+            }
+        }
+    }
+
     async fn client_at(url: String, notes: Arc<Notes>) -> Client {
         let options = Options {
             connect_timeout: Duration::from_secs(30),
@@ -662,13 +672,7 @@ mod tests {
             &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
             b"\x15\x03\x01\x00\x02\x02\x16",
         ] {
-            let client = client_of(move |request| {
-                if request.starts_with("POST") {
-                    token("a", 7200)
-                } else {
-                    answer.to_vec()
-                }
-            });
+            let client = client_of(with_token(move |_| answer.to_vec()));
             let error = search(&client.await).await.unwrap_err();
             assert_eq!(error.reason(), "decode");
             let told = error.chain();
@@ -692,12 +696,7 @@ mod tests {
             ("401 Unauthorized", "auth"),
         ] {
             for answer in [cut_off(head), no_gzip(head), too_long(head)] {
-                let client = client_of(move |request| {
-                    if request.starts_with("POST") {
-                        return token("a", 7200);
-                    }
-                    answer.clone()
-                });
+                let client = client_of(with_token(move |_| answer.clone()));
                 let error = search(&client.await).await.unwrap_err();
                 let told = error.chain();
                 assert_eq!(error.reason(), reason, "{told}");
@@ -812,10 +811,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_alert_that_the_server_does_not_know_is_no_failure_and_other_refusals_are() {
-        let client = client_of(|request| {
-            if request.starts_with("POST") {
-                return token("a", 7200);
-            }
+        let answer = with_token(|request| {
             let path = request.split(' ').nth(1).unwrap();
             let id = path.strip_prefix("/api/v2/tenants/client%2F1/alerts/");
             match id.unwrap() {
@@ -824,50 +820,27 @@ mod tests {
                 "a%3Fb%2Fc" => response("200 OK", b"{}"),
                 _ => response("500 No", br#"{"code": "0004"}"#),
             }
-        })
-        .await;
+        });
+        let client = client_of(answer).await;
+        let alert = |id| client.alert("client/1", id, Urgency::Poll);
         for id in ["gone", "unknown", "", ".", ".."] {
-            assert!(
-                client
-                    .alert("client/1", id, Urgency::Poll)
-                    .await
-                    .unwrap()
-                    .is_none()
-            );
+            assert!(alert(id).await.unwrap().is_none());
         }
-        assert!(
-            client
-                .alert("client/1", "a?b/c", Urgency::Poll)
-                .await
-                .unwrap()
-                .is_some()
-        );
-        let error = client
-            .alert("client/1", "other", Urgency::Poll)
-            .await
-            .unwrap_err();
-        assert_eq!(error.reason(), "http");
+        assert!(alert("a?b/c").await.unwrap().is_some());
+        assert_eq!(alert("other").await.unwrap_err().reason(), "http");
     }
 
     #[tokio::test]
     async fn an_answer_that_is_too_long_tells_whether_its_limit_can_be_raised() {
-        let client = client_of(|request| {
-            if request.starts_with("POST") {
-                return token("a", 7200);
-            }
-            response("200 OK", &[b' '; (2 << 20) + 1])
-        })
-        .await;
+        let answer = with_token(|_| response("200 OK", &[b' '; (2 << 20) + 1]));
+        let client = client_of(answer).await;
         assert_eq!(
             search(&client).await.unwrap_err().chain(),
             "search answered more than 2097152 bytes; raise max_response_size if that is right"
         );
+        let alert = client.alert("client_1", "1", Urgency::Poll).await;
         assert_eq!(
-            client
-                .alert("client_1", "1", Urgency::Poll)
-                .await
-                .unwrap_err()
-                .chain(),
+            alert.unwrap_err().chain(),
             "alert answered more than 1048576 bytes"
         );
     }
@@ -880,14 +853,11 @@ mod tests {
             encoder.finish().unwrap()
         };
         let body = [compressed(r#"{"results":"#), compressed("[]}")].concat();
-        let client = client_of(move |request| {
-            if request.starts_with("POST") {
-                return token("a", 7200);
-            }
+        let answer = with_token(move |request| {
             assert!(request.contains("accept-encoding: gzip\r\n"), "{request}");
             response("200 OK\r\nContent-Encoding: GZIP", &body)
         });
-        let answer = search(&client.await).await.unwrap();
+        let answer = search(&client_of(answer).await).await.unwrap();
         assert_eq!(answer.text(), r#"{"results":[]}"#);
     }
 
@@ -1009,19 +979,13 @@ mod tests {
         for (hang_ups, answered) in [(2, Some(200)), (3, None)] {
             let searches = AtomicUsize::new(0);
             let notes = Arc::<Notes>::default();
-            let client = observed_client_of(
-                move |request| {
-                    if request.starts_with("POST") {
-                        return token("a", 7200);
-                    }
-                    if searches.fetch_add(1, Ordering::Relaxed) < hang_ups {
-                        return Vec::new();
-                    }
-                    response("200 OK", b"{}")
-                },
-                Arc::clone(&notes),
-            )
-            .await;
+            let answer = with_token(move |_| {
+                if searches.fetch_add(1, Ordering::Relaxed) < hang_ups {
+                    return Vec::new();
+                }
+                response("200 OK", b"{}")
+            });
+            let client = observed_client_of(answer, Arc::clone(&notes)).await;
             assert_eq!(search(&client).await.is_ok(), answered.is_some());
             assert_eq!(notes.of(Endpoint::Search), [None, None, answered]);
             assert_eq!(free(&client), 50 - 3);

@@ -90,7 +90,7 @@ impl Answer {
     /// Creates the answer of a search from its body.
     #[must_use]
     pub fn of_search(body: Vec<u8>) -> Self {
-        Self::new("search", body, Room::default(), Arc::default())
+        Self::new("search", body, Room::default(), Arc::default(), None)
     }
 
     pub(super) fn new(
@@ -98,6 +98,7 @@ impl Answer {
         body: Vec<u8>,
         room: Room,
         sent_secrets: Arc<[Secret]>,
+        clock_ahead: Option<SignedDuration>,
     ) -> Self {
         // UTF-8 is checked once, here. An invalid byte becomes a replacement character, so that it
         // does not spoil the page.
@@ -108,15 +109,8 @@ impl Answer {
             endpoint,
             text,
             sent_secrets,
-            clock_ahead: None,
-            _room: room,
-        }
-    }
-
-    pub(super) fn with_clock_ahead(self, clock_ahead: Option<SignedDuration>) -> Self {
-        Self {
             clock_ahead,
-            ..self
+            _room: room,
         }
     }
 

@@ -28,8 +28,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// unchanged. For an unchanged token the pause doubles, up to [`MAX_PAUSE`], while the API accepts
 /// it from no caller.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
-/// The pause for one refuser (an endpoint, for a tenant) that refuses the new token too, while others accept it: its
-/// requests lack a right, and another token would not help.
+/// The pause for one refuser (an endpoint, for a tenant) that refuses the new token too, while
+/// others accept it: its requests lack a right, and another token would not help.
 const RIGHTS_PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// What the token endpoint answered.
@@ -339,9 +339,9 @@ impl<I: Issuer> Shared<I> {
         let mut state = self.state.lock();
         match answer {
             Ok(grant) => {
-                // The endpoint handed out the same token although its renewal was due: it has no other before this
-                // one ends, so do not ask sooner. A token that comes back after a refusal, before its renewal was
-                // due, keeps its margin.
+                // The endpoint handed out the same token although its renewal was due: it has no
+                // other before this one ends, so do not ask sooner. A token that comes back after a
+                // refusal, before its renewal was due, keeps its margin.
                 let is_shared = state.current.as_ref().is_some_and(|current| {
                     current.secret == grant.token && current.renew_at <= now
                 });
