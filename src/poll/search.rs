@@ -416,7 +416,7 @@ impl Failure {
         PollError {
             at: clock::now(),
             reason: self.reason(),
-            message: self.message(),
+            message: chain(self),
         }
     }
 
@@ -430,13 +430,6 @@ impl Failure {
     /// Whether it is the failure of a token request that another search made.
     fn is_echo(&self) -> bool {
         matches!(self, Self::Api(error) if error.is_echo())
-    }
-
-    fn message(&self) -> String {
-        match self {
-            Self::Api(error) => error.chain(),
-            Self::Store(error) => chain(error),
-        }
     }
 }
 

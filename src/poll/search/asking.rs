@@ -267,7 +267,7 @@ mod tests {
     use crate::{
         logging::captured,
         opsramp::Error,
-        poll::search::testing::{alone, learn},
+        poll::search::testing::{alone, learn, status},
     };
 
     const WHILE: Duration = Duration::from_secs(600);
@@ -283,14 +283,6 @@ mod tests {
         page_size: 100,
         sorted: false,
     };
-
-    fn status(status: u16) -> Error {
-        Error::Http {
-            endpoint: "search",
-            status,
-            excerpt: String::new(),
-        }
-    }
 
     /// Returns what a poll asks for if its first requests fail with these errors.
     fn asked(paging: &mut Negotiation, now: Instant, errors: &[Error]) -> Vec<Paging> {

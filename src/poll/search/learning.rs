@@ -143,6 +143,21 @@ impl DetailsTime {
     }
 }
 
+// === impl Tally ===
+
+impl Tally {
+    /// Counts an event. `age`: that of an alert that has been found for the first time.
+    fn add(&mut self, kind: EventKind, age: Option<SignedDuration>) {
+        if kind == EventKind::Changed {
+            self.changed += 1;
+        } else {
+            self.opened += 1;
+            let delay = age.map(|age| Duration::try_from(age).unwrap_or_default());
+            self.delays.extend(delay);
+        }
+    }
+}
+
 // === impl Running ===
 
 impl Running {
@@ -286,17 +301,12 @@ impl Running {
         } in changes
         {
             let sighting = found.sightings[place];
-            let mut fields = fields_of(&found.page.alerts[place], found.further(place));
-            if let Some(before) = before {
-                keep_words(&mut fields, before);
-            }
-            let silent = kind == Some(EventKind::Opened)
-                && self.is_before_our_time(&fields, found.clock_ahead);
-            let happened = u32::from(kind.is_some());
-            let ordinal = match before {
-                Some(before) => before.ordinal + happened,
-                None => found.beyond.ordinals.get(sighting.id).copied().unwrap_or(0) + happened,
+            let fields = found.fields(place, before);
+            let reached = match before {
+                Some(before) => before.ordinal,
+                None => found.beyond.ordinals.get(sighting.id).copied().unwrap_or(0),
             };
+            let ordinal = reached + u32::from(kind.is_some());
             adopted.push(KnownAlert {
                 sighting,
                 ordinal,
@@ -311,23 +321,14 @@ impl Running {
                 state: reading::compared(&fields.state).into(),
                 body: bodies.body(|out| fields.write_stored(out)),
             });
+            let silent = kind == Some(EventKind::Opened)
+                && self.is_before_our_time(&fields, found.clock_ahead);
             let Some(kind) = kind.filter(|_| !silent) else {
                 continue;
             };
-            if kind == EventKind::Changed {
-                tally.changed += 1;
-            } else {
-                tally.opened += 1;
-                // An alert that has come back was found long ago: its age is not the delay.
-                if self.primed
-                    && ordinal == 1
-                    && let Some(created_at) = fields.created_at
-                {
-                    let delay = now.duration_since(created_at);
-                    let delay = Duration::try_from(delay).unwrap_or_default();
-                    tally.delays.push(delay);
-                }
-            }
+            // An alert that has come back was found long ago: its age is not the delay.
+            let created_at = fields.created_at.filter(|_| self.primed && ordinal == 1);
+            tally.add(kind, created_at.map(|at| now.duration_since(at)));
             if self.search.logs(kind) {
                 let raw = found.page.raw.get(place);
                 let happening = Happening {
@@ -498,10 +499,22 @@ impl Running {
 // === impl Found ===
 
 impl<'a> Found<'a> {
-    /// What an alert's own page says, or said when the alert was new.
-    fn further(&self, place: usize) -> Option<AlertFields<'a>> {
+    /// Returns the fields of an alert, completed from its own page.
+    fn fields(&self, place: usize, before: Option<&KnownState>) -> AlertFields<'a> {
+        let mut fields = reading::fields(&self.page.alerts[place]);
+        // What the alert's own page says, or said when the alert was new.
         let new = self.details.get(&place).map(reading::fields);
-        new.or_else(|| self.beyond.stored.get(&place).cloned())
+        if let Some(further) = new.or_else(|| self.beyond.stored.get(&place).cloned()) {
+            fields.description = further.description.or(fields.description);
+            fields.source = fields.source.or(further.source);
+            fields.incident_id = fields.incident_id.or(further.incident_id);
+            fields.component = fields.component.or(further.component);
+            fields.problem_area = fields.problem_area.or(further.problem_area);
+        }
+        if let Some(before) = before {
+            keep_words(&mut fields, before);
+        }
+        fields
     }
 }
 
@@ -642,19 +655,6 @@ fn changes(delta: &Delta) -> Vec<Change<'_>> {
     let mut changes: Vec<_> = opened.chain(changed).chain(refreshed).collect();
     changes.sort_unstable_by_key(|change| std::cmp::Reverse(change.place));
     changes
-}
-
-/// Returns the fields of an alert, completed from its own page.
-fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<AlertFields<'a>>) -> AlertFields<'a> {
-    let mut fields = reading::fields(alert);
-    if let Some(further) = further {
-        fields.description = further.description.or(fields.description);
-        fields.source = fields.source.or(further.source);
-        fields.incident_id = fields.incident_id.or(further.incident_id);
-        fields.component = fields.component.or(further.component);
-        fields.problem_area = fields.problem_area.or(further.problem_area);
-    }
-    fields
 }
 
 /// Keeps the state and the status from before a change if the answer lacks them.

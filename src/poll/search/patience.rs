@@ -164,22 +164,12 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use super::*;
-    use crate::opsramp::Error;
+    use crate::{
+        opsramp::Error,
+        poll::search::testing::{auth, status},
+    };
 
     const INTERVAL: Duration = Duration::from_secs(30);
-
-    fn status(status: u16) -> Error {
-        Error::Http {
-            endpoint: "search",
-            status,
-            excerpt: String::new(),
-        }
-    }
-
-    fn auth(forbidden: bool) -> Error {
-        let what = String::new();
-        Error::Auth { what, forbidden }
-    }
 
     /// The errors that a single page, or a single question, may get for good.
     fn lasting() -> Vec<Error> {

@@ -83,12 +83,15 @@ impl Running {
             return Some(self.ask(purpose, request.page, less));
         }
         let was_reading = self.engine.is_reading();
-        let mut learned = match answer {
+        let learned = match answer {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
             Err(error) => Err(error.into()),
         };
-        match &learned {
-            Ok(_) => {
+        let next = match learned {
+            Ok((next, events)) => {
+                if let Some(poll) = &mut self.poll {
+                    poll.events += events;
+                }
                 if empty_trial.is_none() {
                     self.page_came(&request);
                 }
@@ -97,48 +100,39 @@ impl Running {
                     self.read_paging = Paging::of(&request);
                     self.details_time.read_begins();
                 }
+                next
             }
             Err(failure) => {
                 self.engine.request_failed(&purpose);
-                if let Failure::Api(error) = failure
+                if let Failure::Api(error) = &failure
                     && let Some(paging) = self.lower_paging(error, &request)
                 {
                     return Some(self.ask(purpose, request.page, paging));
                 }
+                if request.page == 1 || !self.can_do_without(request.page, &failure, took) {
+                    if matches!(failure, Failure::Api(_)) {
+                        self.look_for_room().await;
+                    }
+                    self.poll_failed(&failure);
+                    return None;
+                }
+                Next::Done
             }
-        }
-        if request.page > 1
-            && let Err(failure) = &learned
-            && self.can_do_without(request.page, failure, took)
-        {
-            learned = Ok((Next::Done, 0));
-        }
-        if learned.is_ok()
-            && let Some(poll) = &mut self.poll
+        };
+        if let Some(poll) = &mut self.poll
             && !std::mem::replace(&mut poll.has_first_page, true)
             && self.patience.poll_answered(poll.began)
         {
             self.go_on_in_background();
         }
-        match learned {
-            Ok((Next::Page(page), events)) => {
-                if let Some(poll) = &mut self.poll {
-                    poll.events += events;
-                }
-                return Some(self.page(Purpose::Poll, page));
-            }
-            Ok((Next::Done, events)) => {
+        match next {
+            Next::Page(page) => Some(self.page(Purpose::Poll, page)),
+            Next::Done => {
                 self.look_for_room().await;
-                self.poll_succeeded(events);
-            }
-            Err(failure) => {
-                if matches!(failure, Failure::Api(_)) {
-                    self.look_for_room().await;
-                }
-                self.poll_failed(&failure);
+                self.poll_succeeded();
+                None
             }
         }
-        None
     }
 
     /// Notes that a poll did not learn what is on a further page. Returns whether the poll
@@ -163,7 +157,7 @@ impl Running {
         error.is_refusal()
     }
 
-    fn poll_succeeded(&mut self, events: u64) {
+    fn poll_succeeded(&mut self) {
         let FailedPolls { count, since, .. } = std::mem::take(&mut self.failures);
         if let Some(since) = since {
             let after = humantime::format_duration(Duration::from_secs(since.elapsed().as_secs()));
@@ -177,7 +171,7 @@ impl Running {
         }
         self.next_poll = self.grid.next(Instant::now());
         self.search.status.up = Some(true);
-        self.end_poll(Ok(events));
+        self.end_poll(Ok(()));
     }
 
     fn poll_failed(&mut self, failure: &Failure) {
@@ -219,7 +213,7 @@ impl Running {
     }
 
     /// Ends a poll. If it failed, no result is published, however many of its pages came.
-    fn end_poll(&mut self, outcome: Result<u64, PollError>) {
+    fn end_poll(&mut self, outcome: Result<(), PollError>) {
         let Some(poll) = self.poll.take() else { return };
         self.details_time.poll_ended();
         let took = poll.began.elapsed();
@@ -231,7 +225,7 @@ impl Running {
             started: poll.started,
             took,
             requests: poll.requests,
-            outcome: outcome.map(|events| events + poll.events),
+            outcome: outcome.map(|()| poll.events),
         });
         self.search.status.first_attempt_over = true;
         self.announce_next_poll();
@@ -248,12 +242,11 @@ mod tests {
     use super::*;
     use crate::{
         logging::captured,
-        opsramp::{Answer, Error, SearchRequest},
-        poll::search::testing::alone,
+        opsramp::{Answer, Error},
+        poll::search::testing::{SIZE, alone, answer_of, auth, request, status},
         store,
     };
 
-    const SIZE: u64 = 100;
     /// The longest wait for a poll that nothing delays.
     const SOON: Duration = Duration::from_secs(30);
     /// Less than the shortest wait after six failures that stretch the interval.
@@ -288,15 +281,9 @@ mod tests {
         }
 
         async fn answer(&mut self, page: u64, answer: Result<Answer, Error>) -> Option<Request> {
-            let request = SearchRequest {
-                query: self.running.search.options.query.clone(),
-                page,
-                page_size: SIZE as u32,
-                sorted: true,
-            };
             let reply = Reply::Page {
                 purpose: Purpose::Poll,
-                request,
+                request: request(&self.running, page),
                 answer,
                 took: Duration::ZERO,
             };
@@ -332,33 +319,17 @@ mod tests {
     /// A page with the alerts from `first` on.
     fn page_of(page: u64, first: u64, total: u64) -> Answer {
         let shown = SIZE.min(total.saturating_sub((page - 1) * SIZE));
-        let results = (first..first + shown).map(|id| {
-            serde_json::json!({"uniqueId": id.to_string(), "currentState": "Critical", "status": "New"})
-        });
-        let answer = serde_json::json!({
-            "results": results.collect::<Vec<_>>(), "totalResults": total,
-            "pageNo": page, "pageSize": SIZE, "nextPage": page * SIZE < total,
-        });
-        Answer::of_search(answer.to_string().into_bytes())
-    }
-
-    fn status(status: u16) -> Error {
-        Error::Http {
-            endpoint: "search",
-            status,
-            excerpt: String::new(),
-        }
+        answer_of(
+            page,
+            total,
+            (first..first + shown).map(|id| (id, "Critical")),
+        )
     }
 
     fn throttled(seconds: Option<u64>) -> Error {
         Error::Throttled {
             retry_after: seconds.map(Duration::from_secs),
         }
-    }
-
-    fn auth(forbidden: bool) -> Error {
-        let what = String::new();
-        Error::Auth { what, forbidden }
     }
 
     fn store_failure() -> Failure {

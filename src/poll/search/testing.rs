@@ -9,7 +9,7 @@ use crate::{
     clock,
     health::Health,
     identity::{EventKind, SearchKey, Tenant},
-    opsramp::{Allowances, Answer, Client, SearchRequest},
+    opsramp::{Allowances, Answer, Client, Error, SearchRequest},
     poll::{
         AtFirstStart,
         engine::{Engine, Options, Purpose},
@@ -23,6 +23,8 @@ use crate::{
 };
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+/// The size of pages.
+pub(super) const SIZE: u64 = 100;
 
 /// A search whose server does not exist.
 pub(super) async fn search(store: &Store, health: &Health) -> Box<Search> {
@@ -95,21 +97,48 @@ pub(super) async fn alone() -> (Running, tempfile::TempDir) {
 
 /// Returns the number of events if the server shows the alerts 0, 1, … in these states.
 pub(super) async fn learn(running: &mut Running, states: &[&str]) -> Result<u64, Failure> {
-    let result = states.iter().enumerate().map(|(id, state)| {
-        serde_json::json!({"uniqueId": id.to_string(), "currentState": state, "status": "New"})
-    });
-    let answer = serde_json::json!({
-        "results": result.collect::<Vec<_>>(), "totalResults": states.len(),
-        "pageNo": 1, "pageSize": 100, "nextPage": false,
-    });
-    let answer = Answer::of_search(answer.to_string().into_bytes());
-    let request = SearchRequest {
-        query: running.search.options.query.clone(),
-        page: 1,
-        page_size: 100,
-        sorted: true,
-    };
+    let answer = answer_of(1, states.len() as u64, (0..).zip(states.iter().copied()));
+    let request = request(running, 1);
     running.engine.request_sent(&Purpose::Poll);
     let learned = running.learn(&Purpose::Poll, &request, &answer).await;
     Ok(learned?.1)
+}
+
+/// A page of a result of `total` alerts, with these ids and states.
+pub(super) fn answer_of<'a>(
+    page: u64,
+    total: u64,
+    shown: impl Iterator<Item = (u64, &'a str)>,
+) -> Answer {
+    let results = shown.map(|(id, state)| {
+        serde_json::json!({"uniqueId": id.to_string(), "currentState": state, "status": "New"})
+    });
+    let answer = serde_json::json!({
+        "results": results.collect::<Vec<_>>(), "totalResults": total,
+        "pageNo": page, "pageSize": SIZE, "nextPage": page * SIZE < total,
+    });
+    Answer::of_search(answer.to_string().into_bytes())
+}
+
+/// The request that such a page answers.
+pub(super) fn request(running: &Running, page: u64) -> SearchRequest {
+    SearchRequest {
+        query: running.search.options.query.clone(),
+        page,
+        page_size: SIZE as u32,
+        sorted: true,
+    }
+}
+
+pub(super) fn status(status: u16) -> Error {
+    Error::Http {
+        endpoint: "search",
+        status,
+        excerpt: String::new(),
+    }
+}
+
+pub(super) fn auth(forbidden: bool) -> Error {
+    let what = String::new();
+    Error::Auth { what, forbidden }
 }
