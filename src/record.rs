@@ -562,23 +562,27 @@ pub(crate) mod tests {
         )
     }
 
+    /// An alert opens of which nothing else is known.
+    fn opening() -> Happening<'static> {
+        Happening {
+            kind: EventKind::Opened,
+            ordinal: 1,
+            alert_id: "8005",
+            previous_state: None,
+            previous_status: None,
+            reason: None,
+            fields: AlertFields::default(),
+            raw: None,
+        }
+    }
+
+    fn now() -> Timestamp {
+        "2026-03-01T10:20:30Z".parse().unwrap()
+    }
+
     /// A record without any of the values that may be missing.
     pub(crate) fn bare() -> Record<'static> {
-        Record::new(
-            "2026-03-01T10:20:30Z".parse().unwrap(),
-            &KEY,
-            Happening {
-                kind: EventKind::Opened,
-                ordinal: 1,
-                alert_id: "8005",
-                previous_state: None,
-                previous_status: None,
-                reason: None,
-                fields: AlertFields::default(),
-                raw: None,
-            },
-            &OPTIONS,
-        )
+        Record::new(now(), &KEY, opening(), &OPTIONS)
     }
 
     fn line(record: &Record<'_>) -> String {
@@ -634,21 +638,8 @@ pub(crate) mod tests {
     fn a_renamed_tenant_keeps_its_event_ids() {
         let mut renamed = KEY.clone();
         renamed.tenant.name = Arc::from("wholesale");
-        let happening = || Happening {
-            kind: EventKind::Left,
-            ordinal: 3,
-            alert_id: "1",
-            previous_state: None,
-            previous_status: None,
-            reason: None,
-            fields: AlertFields::default(),
-            raw: None,
-        };
-        let now = "2026-03-01T10:20:30Z".parse().unwrap();
-        assert_eq!(
-            Record::new(now, &KEY, happening(), &OPTIONS).event_id,
-            Record::new(now, &renamed, happening(), &OPTIONS).event_id
-        );
+        let renamed = Record::new(now(), &renamed, opening(), &OPTIONS);
+        assert_eq!(renamed.event_id, bare().event_id);
     }
 
     #[test]
@@ -657,21 +648,15 @@ pub(crate) mod tests {
             let text = "x".repeat(length - 2);
             let raw = RawValue::from_string(format!("\"{text}\"")).unwrap();
             let happening = Happening {
-                kind: EventKind::Opened,
-                ordinal: 1,
-                alert_id: "1",
-                previous_state: None,
-                previous_status: None,
-                reason: None,
-                fields: AlertFields::default(),
                 raw: Some(&raw),
+                ..opening()
             };
             let options = Options {
                 include_raw,
                 ..OPTIONS
             };
-            let now = "2026-03-01T10:20:30Z".parse().unwrap();
-            Record::new(now, &KEY, happening, &options).alert.is_some()
+            let record = Record::new(now(), &KEY, happening, &options);
+            record.alert.is_some()
         };
         assert!(!has_raw(false, 10));
         assert!(has_raw(true, 10));
