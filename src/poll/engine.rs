@@ -692,19 +692,7 @@ impl Engine {
             self.rest_until = None;
         }
         if facts.is_whole() {
-            self.tracker.begin_reading();
-            self.tracker.adopt(known, page);
-            self.remember_witness(page);
-            self.background = Background::Idle;
-            // Seen alerts are counted once each: if a page shows an alert twice, another one is
-            // missing.
-            let sound = (self.tracker.seen_count() + facts.unreadable) as u64 >= facts.total;
-            let ending = Ending {
-                sound,
-                unreadable: facts.unreadable,
-                ..Ending::default()
-            };
-            self.finish_reading(ending, Some(overtaken), now);
+            self.adopt_whole(facts, page, known, overtaken, now);
             return Next::Done;
         }
         self.sudden.clear();
@@ -743,6 +731,30 @@ impl Engine {
         }
         let wanted = self.begin_trial(facts, news, accounted, now);
         wanted.map_or(Next::Done, Next::Page)
+    }
+
+    /// Adopts an answer of a poll that is the whole result.
+    fn adopt_whole(
+        &mut self,
+        facts: &Facts,
+        page: &[Sighting<'_>],
+        known: Vec<KnownAlert<'_>>,
+        overtaken: &Overtaken,
+        now: Instant,
+    ) {
+        self.tracker.begin_reading();
+        self.tracker.adopt(known, page);
+        self.remember_witness(page);
+        self.background = Background::Idle;
+        // Seen alerts are counted once each: if a page shows an alert twice, another one is
+        // missing.
+        let sound = (self.tracker.seen_count() + facts.unreadable) as u64 >= facts.total;
+        let ending = Ending {
+            sound,
+            unreadable: facts.unreadable,
+            ..Ending::default()
+        };
+        self.finish_reading(ending, Some(overtaken), now);
     }
 
     /// Returns the page out of sight that a poll asks for at its end. Each missed place is retried

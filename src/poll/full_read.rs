@@ -219,18 +219,7 @@ impl FullRead {
         if tells_size {
             self.page_size = Some(facts.page_size);
         }
-        if !facts.is_hollow_further_page() {
-            self.counted = facts.total;
-        }
-        let before = (facts.page - 1).saturating_mul(self.page_size.unwrap_or(facts.page_size));
-        if facts.shown > 0 {
-            self.hollow = self.hollow.filter(|hollow| hollow.page > facts.page);
-        } else if before < self.counted {
-            self.hollow = Some(Hollow {
-                page: facts.page,
-                total: self.counted,
-            });
-        }
+        self.note_hollow(facts);
         let last_total = self.last_total.unwrap_or(facts.total);
         let fell = last_total.saturating_sub(facts.total);
         self.has_moved |= facts.total != last_total;
@@ -269,6 +258,22 @@ impl FullRead {
             None => Flow::End {
                 sound: enough && !self.has_given_up && !self.may_have_missed(facts.total, known),
             },
+        }
+    }
+
+    /// Notes whether the full read would end at a hollow page, going by this page.
+    fn note_hollow(&mut self, facts: &Facts) {
+        if !facts.is_hollow_further_page() {
+            self.counted = facts.total;
+        }
+        let before = (facts.page - 1).saturating_mul(self.page_size.unwrap_or(facts.page_size));
+        if facts.shown > 0 {
+            self.hollow = self.hollow.filter(|hollow| hollow.page > facts.page);
+        } else if before < self.counted {
+            self.hollow = Some(Hollow {
+                page: facts.page,
+                total: self.counted,
+            });
         }
     }
 

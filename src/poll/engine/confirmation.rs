@@ -297,20 +297,7 @@ impl Engine {
             return;
         }
         if !shown.contains(&*question.witness) {
-            // The witness may just have left itself. The next try is made with the witness of the
-            // last poll, if that is another one.
-            *witnesses += 1;
-            let witness = self
-                .witness
-                .clone()
-                .filter(|witness| *witness != question.witness);
-            match witness {
-                Some(witness) if *witnesses < WITNESSES => {
-                    let suspects = question.suspects.clone();
-                    *asked = Arc::new(Question { suspects, witness });
-                }
-                _ => self.confirmation_failed(question, now),
-            }
+            self.try_another_witness(question, now);
             return;
         }
         self.limits.unanswered_in_a_row = 0;
@@ -349,6 +336,28 @@ impl Engine {
         // have left.
         self.suspect(there);
         self.confirm(queue, doubted, now);
+    }
+
+    /// Asks the same beside the witness of the last poll, if that is another one: the one that an
+    /// answer lacks may just have left itself.
+    fn try_another_witness(&mut self, question: &Question, now: Instant) {
+        if let Background::Confirming {
+            asked, witnesses, ..
+        } = &mut self.background
+        {
+            *witnesses += 1;
+            if let Some(witness) = &self.witness
+                && *witness != question.witness
+                && *witnesses < WITNESSES
+            {
+                *asked = Arc::new(Question {
+                    suspects: question.suspects.clone(),
+                    witness: witness.clone(),
+                });
+                return;
+            }
+        }
+        self.confirmation_failed(question, now);
     }
 
     /// Like [`Engine::set_departing`], but leaves out alerts that a poll has seen since the

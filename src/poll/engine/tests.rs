@@ -568,10 +568,7 @@ impl Run {
     fn settle(&mut self) {
         for _ in 0..4 {
             self.now += Duration::from_secs(600);
-            self.poll(false);
-            while self.poll_page.is_some() {
-                self.poll(false);
-            }
+            poll_to_the_end(self);
             let mut steps = 0;
             while self.background(false) {
                 steps += 1;

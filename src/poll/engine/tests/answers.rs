@@ -239,10 +239,7 @@ fn a_poll_that_is_cut_short_once_costs_no_full_read() {
         // The next poll with news reads the alerts that this one could not read.
         run.server.clock += 3;
         run.server.act(&Act::Open(1));
-        run.poll(false);
-        while run.poll_page.is_some() {
-            run.poll(false);
-        }
+        poll_to_the_end(&mut run);
         run.assert_agreement();
     }
     // If alerts have left, the whole result is read anyway.
@@ -544,15 +541,24 @@ fn what_a_poll_passes_over_because_its_pages_change_their_size_is_missed() {
     assert!(!run.engine.misses_a_page());
 }
 
+/// Makes all requests of the background. The server answers to these tasks with `lie`.
+fn background_with(run: &mut Run, lie: &Lie, to: impl Fn(&Task) -> bool) {
+    while let Some(task) = run.engine.task() {
+        run.lie = to(&task).then(|| lie.clone());
+        run.background(false);
+        run.lie = None;
+    }
+}
+
 /// Makes a full read, one page of which is answered with `lie`, and all tasks that follow from it.
 fn read_with(run: &mut Run, page: u64, lie: &Lie) {
     run.now += Duration::from_secs(600);
     run.poll(false);
-    while let Some(task) = run.engine.task() {
-        run.lie = (task == Task::Page(page)).then(|| lie.clone());
-        run.background(false);
-        run.lie = None;
-    }
+    background_with(run, lie, |task| *task == Task::Page(page));
+}
+
+fn is_further_page(task: &Task) -> bool {
+    matches!(task, Task::Page(2..))
 }
 
 #[test]
@@ -583,11 +589,7 @@ fn a_reading_that_has_not_shown_all_is_followed_by_another_though_the_count_adds
         let reads = (0..120).filter(|_| {
             run.poll(false);
             let is_read = run.engine.task().is_some();
-            while let Some(task) = run.engine.task() {
-                run.lie = (task == Task::Page(2)).then(|| nothing.clone());
-                run.background(false);
-                run.lie = None;
-            }
+            background_with(&mut run, &nothing, |task| *task == Task::Page(2));
             is_read
         });
         assert!((4..=11).contains(&reads.count()), "in an hour");
@@ -643,11 +645,7 @@ fn a_result_that_shows_nothing_of_a_further_page_is_gone_through_after_some_half
     let begun = run.now;
     while !run.engine.has_gone_through() {
         run.poll(false);
-        while let Some(task) = run.engine.task() {
-            run.lie = matches!(task, Task::Page(2..)).then(|| Lie::of_nothing(100));
-            run.background(false);
-            run.lie = None;
-        }
+        background_with(&mut run, &Lie::of_nothing(100), is_further_page);
     }
     let minutes = (run.now - begun).as_secs() / 60;
     assert!((25..35).contains(&minutes), "{minutes}");
@@ -660,11 +658,7 @@ fn an_outage_between_two_readings_that_end_at_a_page_that_shows_nothing_is_no_ha
     run.server.act(&Act::Open(250));
     for _ in 0..2 {
         run.poll(false);
-        while let Some(task) = run.engine.task() {
-            run.lie = matches!(task, Task::Page(2..)).then(|| Lie::of_nothing(100));
-            run.background(false);
-            run.lie = None;
-        }
+        background_with(&mut run, &Lie::of_nothing(100), is_further_page);
         run.now += 2 * HOLLOW;
     }
     assert!(!run.engine.has_gone_through());
@@ -679,10 +673,7 @@ fn a_full_read_whose_first_page_shows_nothing_for_a_moment_is_begun_by_the_next_
     for alert in 0..150 {
         run.server.act(&Act::Change(alert));
     }
-    run.poll(false);
-    while run.poll_page.is_some() {
-        run.poll(false);
-    }
+    poll_to_the_end(&mut run);
     assert_eq!(run.engine.task(), Some(Task::Page(1)));
     run.lie = Some(Lie {
         total: 150,
@@ -1038,9 +1029,7 @@ fn polls_ask_for_no_page_that_full_reads_are_refused() {
     let poll_with_news = |run: &mut Run| {
         (0..1_000).for_each(|choice| run.server.act(&Act::Bump(choice)));
         run.requests = 0;
-        while run.requests == 0 || run.poll_page.is_some() {
-            run.poll(false);
-        }
+        poll_to_the_end(run);
         run.requests
     };
     read_up_to_a_refusal(&mut run, 4);
@@ -1082,10 +1071,7 @@ fn a_refused_page_is_read_by_the_next_poll_that_has_news_up_to_there_once_it_com
     }
     run.server.clock += 3;
     run.server.act(&Act::Open(150));
-    run.poll(false);
-    while run.poll_page.is_some() {
-        run.poll(false);
-    }
+    poll_to_the_end(&mut run);
     assert_eq!(run.engine.refused(), None);
     let told = run.logged_open.iter().rev().take(150).count();
     assert_eq!((told, run.logged_open.last()), (150, Some(&1_900)));
@@ -1520,12 +1506,7 @@ fn whom_a_further_page_does_not_show_that_counts_nothing_has_not_left() {
     for _ in 0..20 {
         run.now += Duration::from_secs(600);
         run.poll(false);
-        while let Some(task) = run.engine.task() {
-            if matches!(task, Task::Page(page) if page > 1) {
-                run.lie = Some(Lie::of_nothing(100));
-            }
-            run.background(false);
-        }
+        background_with(&mut run, &Lie::of_nothing(100), is_further_page);
         assert!(!run.engine.is_sound());
         run.assert_agreement();
     }

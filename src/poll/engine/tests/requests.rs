@@ -62,12 +62,7 @@ fn a_burst_costs_a_request_a_page() {
     for _ in 0..19 {
         run.server.act(&Act::Open(50));
     }
-    loop {
-        run.poll(false);
-        if run.poll_page.is_none() {
-            break;
-        }
-    }
+    poll_to_the_end(&mut run);
     assert!(!run.background(false));
     assert_eq!(run.requests, 10);
     run.assert_agreement();
@@ -91,9 +86,7 @@ fn a_burst_that_is_too_long_for_a_poll_is_left_to_the_background() {
     for _ in 0..4 {
         run.server.act(&Act::Open(50));
     }
-    while run.poll_page.is_some() || run.requests == 0 {
-        run.poll(false);
-    }
+    poll_to_the_end(&mut run);
     assert_eq!(run.requests, 25);
     run.background(false);
     // Another burst does not make the background begin anew.
@@ -191,10 +184,7 @@ fn a_count_that_stays_ahead_has_all_read_after_a_few_polls_though_each_has_news(
                 assert_eq!(run.engine.task(), None, "before poll {poll}");
                 run.server.clock += 3;
                 run.server.act(&Act::Open(1));
-                run.poll(false);
-                while run.poll_page.is_some() {
-                    run.poll(false);
-                }
+                poll_to_the_end(&mut run);
             }
             assert_eq!(run.engine.task(), Some(Task::Page(1)));
             while run.background(false) {}
