@@ -116,11 +116,7 @@ async fn a_reload_that_changes_an_account_does_not_begin_its_allowance_anew() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_store(&folder, store::JOURNAL_LIMIT).await;
     let (mut pollers, _, metrics) = pollers(&store, &Health::default());
-    let throttled = || {
-        let rendering = metrics.rendering(opsramp_exporter::clock::now());
-        let text = String::from_utf8_lossy(&rendering.text);
-        sum(&text, "opsramp_api_throttled_seconds_total{")
-    };
+    let throttled = || sum(&scrape(&metrics), "opsramp_api_throttled_seconds_total{");
     for seconds in 10..16 {
         plan.accounts[0].options.timeout = Duration::from_secs(seconds);
         pollers.apply(plan.clone()).await.unwrap();

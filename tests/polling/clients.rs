@@ -149,6 +149,14 @@ fn discovering(url: &str, partners: &[&str]) -> Account {
     }
 }
 
+/// Returns an account whose clients are looked up again and again.
+fn discovering_on(url: &str, partners: &[&str]) -> Account {
+    Account {
+        discovery: Some(Duration::from_millis(1)),
+        ..account(url, partners)
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_look_up_of_clients_that_outlives_a_reload_changes_nothing() {
     let simulator = partners().await;
@@ -179,8 +187,7 @@ async fn a_look_up_of_clients_that_outlives_a_reload_changes_nothing() {
         .await;
     exporter.pollers.adopt(late).await;
     assert_eq!(exporter.polled(), [""; 0], "of another server");
-    let look_up = exporter.look_up().await;
-    exporter.pollers.adopt(look_up).await;
+    exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_3"]);
     exporter.pollers.stop().await;
 }
@@ -204,8 +211,7 @@ async fn clients_of_other_partners_are_looked_up_at_once_and_those_that_stay_are
             .reload(|account| *account = discovering(&url, partners))
             .await;
         assert_eq!(exporter.polled(), meanwhile);
-        let look_up = exporter.look_up().await;
-        exporter.pollers.adopt(look_up).await;
+        exporter.adopt_look_up().await;
         assert_eq!(exporter.polled(), then);
     }
     exporter.pollers.stop().await;
@@ -220,12 +226,7 @@ async fn what_the_last_look_up_said_is_kept_until_a_reload_asks_for_others() {
     let fault = || FaultRule::always(broken()).at(Endpoint::Clients);
     let down = simulator.inject(fault());
     exporter
-        .reload(|account| {
-            *account = Account {
-                discovery: Some(Duration::from_millis(1)),
-                ..discovering(&url, &["msp_1"])
-            };
-        })
+        .reload(|account| *account = discovering_on(&url, &["msp_1"]))
         .await;
     let of = |clients, partners: &[PartnerStatus]| {
         let partners = partners.to_vec();
@@ -280,12 +281,7 @@ async fn a_partner_that_cannot_be_looked_up_keeps_nobody_from_following_the_othe
     let fault = || FaultRule::always(Fault::status(410)).at(Endpoint::Clients);
     let down = simulator.inject(fault().for_tenant("msp_1"));
     exporter
-        .reload(|account| {
-            *account = Account {
-                discovery: Some(Duration::from_millis(1)),
-                ..discovering(&url, &["msp_1", "msp_2"])
-            };
-        })
+        .reload(|account| *account = discovering_on(&url, &["msp_1", "msp_2"]))
         .await;
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_3"]);
@@ -324,15 +320,9 @@ async fn of_a_list_that_is_short_a_client_that_is_deactivated_goes_and_one_that_
     let url = simulator.url();
     let mut exporter = Reloading::new(plan(&url)).await;
     exporter
-        .reload(|account| {
-            *account = Account {
-                discovery: Some(Duration::from_millis(1)),
-                ..discovering(&url, &["msp_1", "msp_2"])
-            };
-        })
+        .reload(|account| *account = discovering_on(&url, &["msp_1", "msp_2"]))
         .await;
-    let look_up = exporter.look_up().await;
-    exporter.pollers.adopt(look_up).await;
+    exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1", "client_2", "client_3"]);
 
     let short = serde_json::json!({
@@ -341,8 +331,7 @@ async fn of_a_list_that_is_short_a_client_that_is_deactivated_goes_and_one_that_
     });
     let text = short.to_string();
     simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
-    let look_up = exporter.look_up().await;
-    exporter.pollers.adopt(look_up).await;
+    exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_2", "client_3"]);
     exporter.pollers.stop().await;
 }
@@ -362,22 +351,15 @@ async fn a_list_of_clients_that_is_empty_for_a_moment_or_never_ends_stops_nobody
     let endless = FaultRule::always(clients(two, true)).at(Endpoint::Clients);
     let endless = simulator.inject(endless);
     exporter
-        .reload(|account| {
-            *account = Account {
-                discovery: Some(Duration::from_millis(1)),
-                ..discovering(&url, &["msp_1"])
-            };
-        })
+        .reload(|account| *account = discovering_on(&url, &["msp_1"]))
         .await;
-    let look_up = exporter.look_up().await;
-    exporter.pollers.adopt(look_up).await;
+    exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1", "client_2"]);
 
     let empty = clients(serde_json::json!([]), false);
     simulator.inject(FaultRule::always(empty).at(Endpoint::Clients));
     simulator.remove_fault(endless);
-    let look_up = exporter.look_up().await;
-    exporter.pollers.adopt(look_up).await;
+    exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1", "client_2"]);
     // A second list seconds later that agrees stops nobody either.
     exporter.adopt_look_up().await;

@@ -39,11 +39,11 @@ async fn an_alert_opens_changes_and_leaves() {
     exporter.wait_until_complete().await;
     let id = simulator.open_many(DEMO_TENANT, 1).unwrap()[0];
     simulator.set_state(id, State::Warning).unwrap();
-    eventually("opened", || async { exporter.count("opened").await == 1 }).await;
+    exporter.wait_for("opened", 1).await;
     simulator.set_state(id, State::Critical).unwrap();
-    eventually("changed", || async { exporter.count("changed").await == 1 }).await;
+    exporter.wait_for("changed", 1).await;
     simulator.act(id, Action::Acknowledge).unwrap();
-    eventually("left", || async { exporter.count("left").await == 1 }).await;
+    exporter.wait_for("left", 1).await;
     let events = exporter.events().await;
     let event = |kind: &str| {
         events
@@ -70,10 +70,7 @@ async fn an_alert_opens_changes_and_leaves() {
     let before = exporter.sample("opsramp_alert_detection_delay_seconds_count");
     // The alert comes back: that is a new opening, with an event id of its own.
     simulator.act(id, Action::Reopen).unwrap();
-    eventually("opened again", || async {
-        exporter.count("opened").await == 2
-    })
-    .await;
+    exporter.wait_for("opened", 2).await;
     let events = exporter.events().await;
     let ids: std::collections::BTreeSet<_> = events
         .iter()
@@ -197,7 +194,7 @@ async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
 async fn that_the_journal_is_full_is_said_until_there_is_room() {
     the_journal_is_full_until_there_is_room(|simulator| {
         // Polls succeed, and store nothing.
-        for id in simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()) {
+        for id in open_alerts(simulator) {
             simulator.act(id, Action::Close).unwrap();
         }
     })
@@ -272,13 +269,10 @@ async fn a_departure_from_a_long_result_is_noticed_and_explained() {
     let simulator = start(world(1_000)).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
-    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let ids = open_alerts(&simulator);
     simulator.act(ids[500], Action::Ticket).unwrap();
     simulator.act(ids[700], Action::Close).unwrap();
-    eventually("both have left", || async {
-        exporter.count("left").await == 2
-    })
-    .await;
+    exporter.wait_for("left", 2).await;
     let reasons: std::collections::BTreeSet<String> = exporter
         .events()
         .await
@@ -313,12 +307,9 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
         exporter.wait_until_complete().await;
         let name = format!("{fault:?}");
         simulator.inject(FaultRule::next(times, Endpoint::Alert, fault));
-        let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+        let ids = open_alerts(&simulator);
         simulator.act(ids[0], Action::Acknowledge).unwrap();
-        eventually("it has left", || async {
-            exporter.count("left").await == 1
-        })
-        .await;
+        exporter.wait_for("left", 1).await;
         let events = exporter.events().await;
         let left = events
             .iter()
@@ -347,7 +338,7 @@ async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_op
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
     let_own_pages_hang(&simulator);
-    let id = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[0];
+    let id = open_alerts(&simulator)[0];
     simulator.act(id, Action::Close).unwrap();
     eventually("it is on its way out", || async {
         exporter.sample("opsramp_open_alerts{") == 0.0
@@ -371,10 +362,7 @@ async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_op
     exporter.wait_until_complete().await;
     simulator.clear_faults();
     simulator.act(id, Action::Close).unwrap();
-    eventually("it has left", || async {
-        exporter.count("left").await == 2
-    })
-    .await;
+    exporter.wait_for("left", 2).await;
     let events = exporter.events().await;
     let told: Vec<_> = events.iter().map(|event| &event["event"]).collect();
     assert_eq!(told, ["opened", "left", "opened", "left"]);
@@ -397,25 +385,19 @@ async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
     exporter.wait_until_complete().await;
     let_own_pages_hang(&simulator);
     // The alerts are far down in a long result, so that they are asked for by id, fifty at a time.
-    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[..200].to_vec();
+    let ids = open_alerts(&simulator)[..200].to_vec();
     for id in &ids {
         simulator.act(*id, Action::Close).unwrap();
     }
     let began = Instant::now();
-    eventually("all have left", || async {
-        exporter.count("left").await == ids.len()
-    })
-    .await;
+    exporter.wait_for("left", ids.len()).await;
     let took = began.elapsed();
     assert!(took < Duration::from_secs(25), "{took:?}");
     simulator.clear_faults();
     let id = simulator.open_many(DEMO_TENANT, 1).unwrap()[0];
-    eventually("opened", || async { exporter.count("opened").await == 501 }).await;
+    exporter.wait_for("opened", 501).await;
     simulator.act(id, Action::Close).unwrap();
-    eventually("it has left, too", || async {
-        exporter.count("left").await == ids.len() + 1
-    })
-    .await;
+    exporter.wait_for("left", ids.len() + 1).await;
     let events = exporter.events().await;
     let mut reasons = events
         .iter()
@@ -442,19 +424,13 @@ async fn own_pages_that_would_come_too_late_are_not_asked_for() {
     let told =
         || exporter.sample("opsramp_api_requests_total{account=\"default\",endpoint=\"alert\"");
     let ids = simulator.open_many(DEMO_TENANT, 40).unwrap();
-    eventually("all have opened", || async {
-        exporter.count("opened").await == 40
-    })
-    .await;
+    exporter.wait_for("opened", 40).await;
     eventually("all is counted", || async { told() == asked() as f64 }).await;
     assert_eq!(asked(), AT_ONCE);
     for id in &ids[..20] {
         simulator.act(*id, Action::Close).unwrap();
     }
-    eventually("they have left", || async {
-        exporter.count("left").await == 20
-    })
-    .await;
+    exporter.wait_for("left", 20).await;
     eventually("all is counted", || async { told() == asked() as f64 }).await;
     assert_eq!(asked(), 2 * AT_ONCE);
 }
@@ -471,10 +447,7 @@ async fn after_a_burst_a_new_alert_still_gets_its_description() {
     exporter.wait_until_complete().await;
     for (alerts, opened) in [(450, 450), (1, 451)] {
         simulator.open_many(DEMO_TENANT, alerts).unwrap();
-        eventually("opened", || async {
-            exporter.count("opened").await == opened
-        })
-        .await;
+        exporter.wait_for("opened", opened).await;
     }
     let events = exporter.events().await;
     assert!(events[450]["description"].is_string(), "{}", events[450]);
@@ -501,10 +474,7 @@ async fn many_pages_wait_no_longer_for_details_than_one() {
             FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert),
         );
         simulator.open_many(DEMO_TENANT, 100).unwrap();
-        eventually("all have opened", || async {
-            exporter.count("opened").await == 100
-        })
-        .await;
+        exporter.wait_for("opened", 100).await;
         assert_eq!(asked() - before, AT_ONCE, "{known} known");
     }
 }
@@ -537,17 +507,11 @@ async fn alerts_that_were_there_before_can_be_skipped() {
     exporter.wait_until_complete().await;
     assert_eq!(exporter.events().await.len(), 0);
     simulator.open_many(DEMO_TENANT, 2).unwrap();
-    eventually("new ones are logged", || async {
-        exporter.count("opened").await == 2
-    })
-    .await;
-    let old = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[200];
+    exporter.wait_for("opened", 2).await;
+    let old = open_alerts(&simulator)[200];
     simulator.set_state(old, State::Info).unwrap();
     simulator.act(old, Action::Close).unwrap();
-    eventually("old ones, too, when they leave", || async {
-        exporter.count("left").await == 1
-    })
-    .await;
+    exporter.wait_for("left", 1).await;
 }
 
 /// An old alert that enters after the first look at the result is news, however little the result
@@ -595,7 +559,7 @@ async fn nothing_is_skipped_for_ever() {
 #[tokio::test(flavor = "multi_thread")]
 async fn details_outlast_the_next_change() {
     let simulator = start(world(1)).await;
-    let id = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[0];
+    let id = open_alerts(&simulator)[0];
     let alert = |state: &str| serde_json::json!({"uniqueId": id.to_string(), "currentState": state, "status": "New"});
     let before = answer(&simulator, None, &[alert("Warning")], 1);
     let mut plan = plan(&simulator.url());
@@ -605,10 +569,7 @@ async fn details_outlast_the_next_change() {
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     answer(&simulator, Some(before), &[alert("Critical")], 1);
-    eventually("it changes", || async {
-        exporter.count("changed").await == 1
-    })
-    .await;
+    exporter.wait_for("changed", 1).await;
     let events = exporter.events().await;
     assert!(events[0]["source"].is_string(), "{}", events[0]);
     assert_eq!(events[1]["source"], events[0]["source"]);
@@ -626,7 +587,7 @@ async fn details_bring_the_description() {
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     simulator.open_many(DEMO_TENANT, 3).unwrap();
-    eventually("opened", || async { exporter.count("opened").await == 3 }).await;
+    exporter.wait_for("opened", 3).await;
     assert!(
         exporter
             .events()
@@ -639,7 +600,7 @@ async fn details_bring_the_description() {
         .inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert));
     simulator.open_many(DEMO_TENANT, 1).unwrap();
     let began = Instant::now();
-    eventually("opened", || async { exporter.count("opened").await == 4 }).await;
+    exporter.wait_for("opened", 4).await;
     assert!(
         began.elapsed() < Duration::from_secs(20),
         "{:?}",

@@ -83,10 +83,7 @@ async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     let failed = Fault::status(500);
-    simulator.inject(FaultRule {
-        page: Some(2),
-        ..FaultRule::always(failed).at(Endpoint::Search)
-    });
+    simulator.inject(at_page(2, failed));
     simulator.open_many(DEMO_TENANT, 150).unwrap();
     let mut status = exporter.status();
     eventually("a poll fails", || {
@@ -104,10 +101,7 @@ async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
     let simulator = start(world(250)).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
-    simulator.inject(FaultRule {
-        page: Some(2),
-        ..FaultRule::always(Fault::Html).at(Endpoint::Search)
-    });
+    simulator.inject(at_page(2, Fault::Html));
     let failures = || exporter.sample("opsramp_poll_failures_total{");
     let began = Instant::now();
     for round in 1..=12 {
@@ -127,7 +121,7 @@ async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
 
 /// Lets alerts leave and open for ever, so that each poll has news.
 async fn alerts_come_and_go(simulator: &Simulator) {
-    let old = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let old = open_alerts(simulator);
     for id in old.into_iter().cycle() {
         // An alert that has already left stays so.
         simulator.act(id, Action::Ticket).ok();
@@ -143,15 +137,8 @@ async fn a_page_that_cannot_be_read_is_found_out_by_the_background_while_alerts_
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
     simulator.reset_requests();
-    simulator.inject(FaultRule {
-        page: Some(2),
-        ..FaultRule::always(Fault::NullResult).at(Endpoint::Search)
-    });
-    let of_page = |page| {
-        let requests = simulator.requests();
-        let log = requests.log.iter();
-        log.filter(|request| request.page == Some(page)).count()
-    };
+    simulator.inject(at_page(2, Fault::NullResult));
+    let of_page = |page| pages_asked(&simulator, page);
     // A poll asks for the page at most once, a full read again and again.
     let is_read = eventually("the page is read", || async { of_page(2) > of_page(1) });
     tokio::select! {
@@ -167,10 +154,7 @@ async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_k
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
     let not_found = Fault::status(404);
-    simulator.inject(FaultRule {
-        page: Some(2),
-        ..FaultRule::always(not_found).at(Endpoint::Search)
-    });
+    simulator.inject(at_page(2, not_found));
     let goes_on = alerts_come_and_go(&simulator);
     let began = Instant::now();
     let noticed = eventually("some have left", || async {
@@ -199,26 +183,18 @@ async fn a_page_that_was_given_up_fails_no_poll_and_delays_no_news_once_it_comes
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     let of_page_2 = |fault, times| FaultRule {
-        page: Some(2),
         times,
-        ..FaultRule::always(fault).at(Endpoint::Search)
+        ..at_page(2, fault)
     };
     // The page is refused as often as a full read asks for it. After that it fails in a way that
     // would fail a poll.
     simulator.inject(of_page_2(Fault::status(404), Some(3)));
     simulator.inject(of_page_2(Fault::status(500), None));
     simulator.reset_requests();
-    let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
+    let oldest = open_alerts(&simulator)[0];
     simulator.act(oldest, Action::Ticket).unwrap();
-    eventually("it has left", || async {
-        exporter.count("left").await == 1
-    })
-    .await;
-    let asked = || {
-        let requests = simulator.requests();
-        let log = requests.log.iter();
-        log.filter(|request| request.page == Some(2)).count()
-    };
+    exporter.wait_for("left", 1).await;
+    let asked = || pages_asked(&simulator, 2);
     assert_eq!(asked(), 3);
     exporter.wait_for_poll().await;
     simulator.open_many(DEMO_TENANT, 150).unwrap();
@@ -228,10 +204,14 @@ async fn a_page_that_was_given_up_fails_no_poll_and_delays_no_news_once_it_comes
     assert_eq!(exporter.count("opened").await, 250 + 100);
     simulator.clear_faults();
     simulator.open_many(DEMO_TENANT, 150).unwrap();
-    eventually("all are told", || async {
-        exporter.count("opened").await == 250 + 300
-    })
-    .await;
+    exporter.wait_for("opened", 250 + 300).await;
+}
+
+/// Returns how many events of this kind the metrics tell of.
+fn told(metrics: &Metrics, event: &str) -> f64 {
+    let labels = "account=\"default\",tenant=\"name of client_1\",search=\"open\"";
+    let series = format!("opsramp_alert_events_total{{{labels},event=\"{event}\"}}");
+    sum(&scrape(metrics), &series)
 }
 
 /// A page that fails without being refused is given up only after half an hour, unless it is
@@ -241,10 +221,7 @@ async fn a_reload_takes_back_nothing_of_what_was_learned_of_a_page() {
     let simulator = start(world(250)).await;
     let fails = |fault| {
         simulator.clear_faults();
-        simulator.inject(FaultRule {
-            page: Some(2),
-            ..FaultRule::always(fault).at(Endpoint::Search)
-        });
+        simulator.inject(at_page(2, fault));
     };
     let mut plan = plan(&simulator.url());
     let folder = tempfile::tempdir().unwrap();
@@ -256,17 +233,10 @@ async fn a_reload_takes_back_nothing_of_what_was_learned_of_a_page() {
         result.is_some_and(|result| result.complete)
     })
     .await;
-    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let ids = open_alerts(&simulator);
     let has_left = async |place: usize, count: f64| {
         simulator.act(ids[place], Action::Ticket).unwrap();
-        eventually("it has left", || async {
-            let rendering = metrics.rendering(opsramp_exporter::clock::now());
-            let text = String::from_utf8_lossy(&rendering.text);
-            let labels = "account=\"default\",tenant=\"name of client_1\",search=\"open\"";
-            let left = format!("opsramp_alert_events_total{{{labels},event=\"left\"}}");
-            sum(&text, &left) == count
-        })
-        .await;
+        eventually("it has left", || async { told(&metrics, "left") == count }).await;
     };
     fails(Fault::status(404));
     has_left(50, 1.0).await;
@@ -286,7 +256,7 @@ async fn a_reload_amid_a_further_page_of_a_poll_loses_nothing_that_is_on_it() {
         ..world(250)
     })
     .await;
-    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let ids = open_alerts(&simulator);
     let set = |count: usize, state| {
         simulator.world(|world, now| {
             for id in &ids[..count] {
@@ -307,29 +277,20 @@ async fn a_reload_amid_a_further_page_of_a_poll_loses_nothing_that_is_on_it() {
     eventually("the result is known whole", || async { complete() }).await;
     simulator.reset_requests();
     simulator.inject(FaultRule {
-        page: Some(2),
-        ..FaultRule::next(
-            1,
-            Endpoint::Search,
-            Fault::SlowHeaders { seconds: PATIENCE },
-        )
+        times: Some(1),
+        ..at_page(2, Fault::SlowHeaders { seconds: PATIENCE })
     });
     // Changes are sorted by the second.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     set(180, State::Critical);
     eventually("a poll waits for its second page", || async {
-        let requests = simulator.requests();
-        requests.log.iter().any(|request| request.page == Some(2))
+        pages_asked(&simulator, 2) > 0
     })
     .await;
     plan.record.max_description_length += 1;
     pollers.apply(plan).await.unwrap();
     eventually("all changes are told", || async {
-        let rendering = metrics.rendering(opsramp_exporter::clock::now());
-        let text = String::from_utf8_lossy(&rendering.text);
-        let labels = "account=\"default\",tenant=\"name of client_1\",search=\"open\"";
-        let changed = format!("opsramp_alert_events_total{{{labels},event=\"changed\"}}");
-        sum(&text, &changed) == 180.0
+        told(&metrics, "changed") == 180.0
     })
     .await;
     eventually("the result is known whole", || async { complete() }).await;

@@ -24,8 +24,8 @@ use opsramp_exporter::{
     record,
     secret::{Secret, SecretSource},
     simulator::{
-        self, Action, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule,
-        Oversized, RetryAfter, Simulator, State, TenantOptions, Ts,
+        self, Action, AlertId, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault,
+        FaultRule, Oversized, RetryAfter, Simulator, State, TenantOptions, Ts,
     },
     status::{Board, DiscoveryStatus, PartnerStatus, SearchStatus},
     store::{self, Store},
@@ -219,6 +219,12 @@ impl Exporter {
             .count()
     }
 
+    /// Waits until there are so many events of this kind.
+    async fn wait_for(&self, event: &str, count: usize) {
+        let what = format!("{count} {event}");
+        eventually(&what, || async { self.count(event).await == count }).await;
+    }
+
     fn status(&self) -> Arc<SearchStatus> {
         self.board.searches()[0].clone()
     }
@@ -243,8 +249,7 @@ impl Exporter {
     }
 
     fn scrape(&self) -> String {
-        let rendering = self.metrics.rendering(opsramp_exporter::clock::now());
-        String::from_utf8(rendering.text.to_vec()).unwrap()
+        scrape(&self.metrics)
     }
 
     async fn wait_until_complete(&self) {
@@ -259,6 +264,11 @@ impl Exporter {
         })
         .await;
     }
+}
+
+fn scrape(metrics: &Metrics) -> String {
+    let rendering = metrics.rendering(opsramp_exporter::clock::now());
+    String::from_utf8(rendering.text.to_vec()).unwrap()
 }
 
 /// Returns the sum of the samples whose line begins with the prefix.
@@ -280,4 +290,24 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut(
 
 async fn start(options: simulator::Options) -> Simulator {
     Simulator::start(options, "127.0.0.1:0").await.unwrap()
+}
+
+/// Returns the open alerts of the tenant, oldest first.
+fn open_alerts(simulator: &Simulator) -> Vec<AlertId> {
+    simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())
+}
+
+/// A fault of one page of searches.
+fn at_page(page: usize, fault: Fault) -> FaultRule {
+    FaultRule {
+        page: Some(page),
+        ..FaultRule::always(fault).at(Endpoint::Search)
+    }
+}
+
+/// How often a page of the result was asked for.
+fn pages_asked(simulator: &Simulator, page: usize) -> usize {
+    let requests = simulator.requests();
+    let log = requests.log.iter();
+    log.filter(|request| request.page == Some(page)).count()
 }

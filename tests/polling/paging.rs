@@ -35,10 +35,7 @@ async fn a_burst_costs_a_request_a_page() {
     simulator.reset_requests();
     let polls = exporter.polls();
     simulator.open_many(DEMO_TENANT, 950).unwrap();
-    eventually("all are logged", || async {
-        exporter.count("opened").await == 3_950
-    })
-    .await;
+    exporter.wait_for("opened", 3_950).await;
     // Polls before and after the burst cost one request each, and one may be under way.
     let requests = simulator.requests().searches(DEMO_TENANT);
     let quiet = exporter.polls() - polls - 1.0;
@@ -66,12 +63,9 @@ async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
         plan.searches[0].full_read_interval = Duration::from_millis(100);
         let exporter = Exporter::start(plan).await;
         exporter.wait_until_complete().await;
-        let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+        let ids = open_alerts(&simulator);
         simulator.act(ids[500], Action::Ticket).unwrap();
-        eventually("it has left", || async {
-            exporter.count("left").await == 1
-        })
-        .await;
+        exporter.wait_for("left", 1).await;
         let events = exporter.events().await;
         let reason = events[1_000]["reason"].as_str().unwrap().to_owned();
         let own_pages = simulator.requests().by_endpoint[&Endpoint::Alert];
@@ -123,7 +117,7 @@ async fn a_departure_is_noticed_where_questions_by_id_fail_for_good() {
             by_id: true,
             ..FaultRule::always(fault).at(Endpoint::Search)
         });
-        let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+        let ids = open_alerts(&simulator);
         simulator.act(ids[50], Action::Ticket).unwrap();
         eventually(&name, || async { exporter.count("left").await == 1 }).await;
         exporter.wait_until_complete().await;
@@ -165,19 +159,15 @@ async fn an_outage_is_not_taken_for_the_end_of_what_the_server_shows() {
 async fn a_full_read_does_not_begin_anew_because_polls_ask_for_less_in_vain() {
     let simulator = start(world(450)).await;
     let refused = Fault::status(400);
-    let fault = |page, fault| FaultRule {
-        page: Some(page),
-        ..FaultRule::always(fault).at(Endpoint::Search)
-    };
-    simulator.inject(fault(3, refused.clone()));
+    simulator.inject(at_page(3, refused.clone()));
     simulator.inject(FaultRule {
         after: 1,
         times: Some(2),
-        ..fault(1, refused)
+        ..at_page(1, refused)
     });
     simulator.inject(FaultRule {
         after: 1,
-        ..fault(1, Fault::status(503))
+        ..at_page(1, Fault::status(503))
     });
     let mut plan = plan(&simulator.url());
     plan.searches[0].page_size = 200;
@@ -203,7 +193,7 @@ async fn a_full_read_that_begins_during_an_outage_pauses_between_its_requests() 
         times,
         ..FaultRule::always(Fault::status(status)).at(Endpoint::Search)
     });
-    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let ids = open_alerts(&simulator);
     simulator.act(ids[0], Action::Ticket).unwrap();
     for fault in faults {
         simulator.inject(fault);
@@ -218,13 +208,6 @@ async fn a_full_read_that_begins_during_an_outage_pauses_between_its_requests() 
     simulator.clear_faults();
     exporter.wait_until_complete().await;
     assert_eq!(exporter.count("left").await, 1);
-}
-
-/// How often a page of the result was asked for.
-fn pages_asked(simulator: &Simulator, page: usize) -> usize {
-    let requests = simulator.requests();
-    let log = requests.log.iter();
-    log.filter(|request| request.page == Some(page)).count()
 }
 
 /// Whatever way the server sorts, limits and numbers pages, and whatever alerts share a second.
@@ -308,7 +291,7 @@ async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
     refuse(1);
     assert!(!further_pages().await);
     refuse(2);
-    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let ids = open_alerts(&simulator);
     simulator.act(ids[300], Action::Suppress).unwrap();
     eventually("less is asked for", &further_pages).await;
     eventually("as much as ever", || async { !further_pages().await }).await;
@@ -325,8 +308,7 @@ async fn a_full_read_goes_on_with_pages_of_the_size_of_its_first() {
     };
     let (simulator, exporter) = with_smaller_pages(options).await;
     eventually("its last page is read", || async {
-        let requests = simulator.requests();
-        requests.log.iter().any(|request| request.page == Some(20))
+        pages_asked(&simulator, 20) > 0
     })
     .await;
     exporter.wait_until_complete().await;
@@ -342,12 +324,7 @@ async fn the_first_page_of_a_full_read_is_as_large_when_it_is_read_again() {
         ..world(900)
     };
     let simulator = start(options).await;
-    let fault = |page, fault, times| FaultRule {
-        page: Some(page),
-        times,
-        ..FaultRule::always(fault).at(Endpoint::Search)
-    };
-    simulator.inject(fault(2, Fault::status(503), None));
+    simulator.inject(at_page(2, Fault::status(503)));
     let mut plan = plan(&simulator.url());
     plan.searches[0].page_size = 500;
     let exporter = Exporter::start(plan).await;
@@ -356,19 +333,19 @@ async fn the_first_page_of_a_full_read_is_as_large_when_it_is_read_again() {
     })
     .await;
     assert_eq!(exporter.count("opened").await, 500);
-    let newest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[899]);
+    let newest = open_alerts(&simulator)[899];
     simulator.act(newest, Action::Ticket).unwrap();
-    simulator.inject(fault(1, Fault::status(400), Some(2)));
+    simulator.inject(FaultRule {
+        times: Some(2),
+        ..at_page(1, Fault::status(400))
+    });
     eventually("polls ask for less", || async {
         simulator.requests().with_status(400) == 2
     })
     .await;
     exporter.wait_for_poll().await;
     simulator.clear_faults();
-    eventually("the one that slipped by is logged", || async {
-        exporter.count("opened").await == 900
-    })
-    .await;
+    exporter.wait_for("opened", 900).await;
 }
 
 /// Starts an exporter whose larger pages the server refuses at first.
@@ -411,10 +388,7 @@ async fn larger_pages_that_show_nothing_are_not_asked_for() {
         for opened in 1..4 {
             try_larger_pages(&exporter).await;
             simulator.open_many(DEMO_TENANT, 1).unwrap();
-            eventually("it is logged", || async {
-                exporter.count("opened").await == 300 + opened
-            })
-            .await;
+            exporter.wait_for("opened", 300 + opened).await;
         }
         assert_eq!(exporter.count("left").await, 0);
     }
@@ -460,21 +434,15 @@ async fn larger_pages_are_not_asked_for_because_they_show_an_empty_result() {
     let (simulator, exporter) = complete_with_smaller_pages(0, Oversized::Blank).await;
     try_larger_pages(&exporter).await;
     simulator.open_many(DEMO_TENANT, 3).unwrap();
-    eventually("they are logged", || async {
-        exporter.count("opened").await == 3
-    })
-    .await;
+    exporter.wait_for("opened", 3).await;
 }
 
 /// Lets the oldest of 250 alerts leave after 200 others have pushed it out of what the server
 /// shows.
 async fn leave_out_of_sight(simulator: &Simulator, exporter: &Exporter) {
-    let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
+    let oldest = open_alerts(simulator)[0];
     simulator.open_many(DEMO_TENANT, 200).unwrap();
-    eventually("all are known", || async {
-        exporter.count("opened").await == 450
-    })
-    .await;
+    exporter.wait_for("opened", 450).await;
     simulator.act(oldest, Action::Ticket).unwrap();
 }
 
@@ -488,10 +456,7 @@ async fn a_departure_is_noticed_where_the_server_does_not_show_the_whole_result(
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
     leave_out_of_sight(&simulator, &exporter).await;
-    eventually("it has left", || async {
-        exporter.count("left").await == 1
-    })
-    .await;
+    exporter.wait_for("left", 1).await;
     assert_eq!(exporter.sample("opsramp_search_complete{"), 0.0);
     assert_eq!(exporter.sample("opsramp_up{"), 1.0);
 }
@@ -532,10 +497,7 @@ async fn a_burst_beyond_what_the_server_shows_is_no_failure() {
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
     simulator.open_many(DEMO_TENANT, 350).unwrap();
-    eventually("what is shown is logged", || async {
-        exporter.count("opened").await == 550
-    })
-    .await;
+    exporter.wait_for("opened", 550).await;
     exporter.wait_for_poll().await;
     assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
     assert_eq!(exporter.sample("opsramp_up{"), 1.0);
