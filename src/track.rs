@@ -149,12 +149,6 @@ impl Tracker {
         }
     }
 
-    /// Number of known alerts, including those on their way out.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.alerts.len()
-    }
-
     /// Whether no alert is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -165,12 +159,6 @@ impl Tracker {
     #[must_use]
     pub fn open_count(&self) -> usize {
         self.alerts.len() - self.leaving
-    }
-
-    /// Whether an alert is known.
-    #[must_use]
-    pub fn knows(&self, id: &str) -> bool {
-        self.find(id).is_some()
     }
 
     /// How a known alert stands.

@@ -180,9 +180,9 @@ impl Client {
     pub async fn token(&self) -> Result<TokenInfo, Error> {
         let token = self.0.tokens.get().await?;
         Ok(TokenInfo {
-            took: token.took(),
+            took: token.took,
             remaining: token.remaining(),
-            scope: token.scope().map(str::to_owned),
+            scope: token.scope.as_deref().map(str::to_owned),
         })
     }
 

@@ -70,8 +70,10 @@ pub(super) struct Token {
     pub(super) secret: Secret,
     expires_at: Instant,
     renew_at: Instant,
-    scope: Option<Arc<str>>,
-    took: Duration,
+    /// The scope, if the endpoint stated it.
+    pub(super) scope: Option<Arc<str>>,
+    /// How long the token request took.
+    pub(super) took: Duration,
 }
 
 /// The token cache of one account.
@@ -435,19 +437,9 @@ impl Token {
         self.expires_at.saturating_duration_since(Instant::now())
     }
 
-    /// Returns how long the token request took.
-    pub(super) fn took(&self) -> Duration {
-        self.took
-    }
-
     /// Whether it is time to obtain another token.
     pub(super) fn is_renewal_due(&self) -> bool {
         self.renew_at <= Instant::now()
-    }
-
-    /// Returns the token's scope, if the endpoint stated it.
-    pub(super) fn scope(&self) -> Option<&str> {
-        self.scope.as_deref()
     }
 }
 
