@@ -159,14 +159,11 @@ impl Writer for Journald {
                     self.message.clear();
                     push_message(&mut self.message, &record);
                     if self.message.len() > MAX_MESSAGE {
-                        progress.refused.push(Refusal {
-                            events: 1,
-                            event_id: Some(event.event_id),
-                            reason: format!(
-                                "it has {} bytes, and journald takes no more than {MAX_MESSAGE}",
-                                self.message.len()
-                            ),
-                        });
+                        let why = format!(
+                            "it has {} bytes, and journald takes no more than {MAX_MESSAGE}",
+                            self.message.len()
+                        );
+                        progress.refused.push(Refusal::of(event.event_id, why));
                         self.message = Vec::new();
                     } else if let Err(error) = self.send() {
                         progress.error = Some(error.into());

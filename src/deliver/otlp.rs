@@ -6,7 +6,7 @@
 //! backlog. Delivery is at least once; `log.record.uid` is the same each time. The sink does not
 //! know its caller. Only a request whose connection broke is repeated at once, and that once.
 
-use std::{ops::Range, time::Duration};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use tokio::time::Instant;
@@ -63,6 +63,9 @@ struct Limit {
     has_broken: bool,
 }
 
+/// The record of an event, or the refusal of an event that cannot be read.
+type Parsed = Result<Record<'static>, Refusal>;
+
 // === impl Otlp ===
 
 impl Otlp {
@@ -85,7 +88,7 @@ impl Otlp {
         let mut progress = Progress::default();
         while progress.settled < events.len() && go_on() {
             let batch = read_batch(&events[progress.settled..], self.limit.events);
-            let delivered = self.deliver_batch(batch, until, &go_on, &mut progress);
+            let delivered = self.deliver_batch(&batch, until, &go_on, &mut progress);
             if let Err(error) = delivered.await {
                 progress.error = Some(error.into());
                 break;
@@ -102,22 +105,22 @@ impl Otlp {
     /// `go_on`.
     async fn deliver_batch(
         &mut self,
-        mut records: Vec<Result<Record<'static>, Refusal>>,
+        batch: &[Parsed],
         until: Instant,
         go_on: &impl Fn() -> bool,
         progress: &mut Progress,
     ) -> Result<(), Error> {
         // Parts of the batch that are still to be sent, the first one last.
-        let mut parts: Vec<_> = std::iter::once(0..records.len()).collect();
+        let mut parts = vec![batch];
         while go_on()
             && let Some(part) = parts.pop()
         {
-            let readable = records[part.clone()].iter().flatten();
-            if readable.clone().next().is_none() {
-                progress.settle(&part, take_refusals(&mut records[part.clone()]));
+            let records = part.iter().flatten();
+            if records.clone().next().is_none() {
+                progress.settle(part, None);
                 continue;
             }
-            let request = message::request(readable.clone());
+            let request = message::request(records.clone());
             let exported = self.receiver.export(request).await;
             match &exported {
                 Ok(_) => self.limit.has_broken = false,
@@ -133,51 +136,48 @@ impl Otlp {
                 Err(error) if error.is_for_want_of_time() => self.limit.halve(part.len()),
                 Err(_) => {}
             }
-            match exported? {
-                Outcome::Taken { rejected, message } => {
+            let refused = match (exported?, part) {
+                (Outcome::Taken { rejected, message }, _) => {
                     self.limit.raise(part.len());
-                    let mut refused = Vec::new();
-                    let rejected = rejected.min(readable.count() as u64);
-                    if rejected > 0 {
-                        refused.push(Refusal {
-                            events: rejected,
-                            event_id: None,
-                            reason: format!(
-                                "the receiver took a batch without some of its events{}",
-                                said(&message)
-                            ),
-                        });
-                    } else if !message.is_empty() {
+                    let events = rejected.min(records.count() as u64);
+                    let refused = (events > 0).then(|| Refusal {
+                        events,
+                        event_id: None,
+                        reason: format!(
+                            "the receiver took a batch without some of its events{}",
+                            said(&message)
+                        ),
+                    });
+                    if refused.is_none() && !message.is_empty() {
                         progress.warnings.push(message);
                     }
-                    refused.extend(take_refusals(&mut records[part.clone()]));
-                    progress.settle(&part, refused);
+                    refused
                 }
-                refused @ (Outcome::Refused { .. } | Outcome::TooLarge(_)) if part.len() > 1 => {
-                    // Smaller parts may be too large because of a single event, which says nothing
-                    // about the next request.
-                    if matches!(refused, Outcome::TooLarge(_)) && part.len() == records.len() {
-                        self.limit.halve(part.len());
-                    }
-                    let middle = part.start + part.len() / 2;
-                    parts.push(middle..part.end);
-                    parts.push(part.start..middle);
-                    continue;
-                }
-                Outcome::Refused { why } => {
-                    progress.settle(&part, refusal(&records[part.start], |_| why));
-                }
+                (Outcome::Refused { why }, [Ok(record)]) => Some(Refusal::of(record.event_id, why)),
                 // With `Retry-After`, the receiver says that this is too large only for now (RFC
                 // 9110, 15.5.14).
-                Outcome::TooLarge(error) if error.retry_after() > Some(Duration::ZERO) => {
+                (Outcome::TooLarge(error), [Ok(_)])
+                    if error.retry_after() > Some(Duration::ZERO) =>
+                {
                     return Err(error);
                 }
                 // The event would be too large for ever, and everything behind it would wait.
-                Outcome::TooLarge(error) => {
-                    let why = |record: &Record<'_>| too_large(&error, message::size(record));
-                    progress.settle(&part, refusal(&records[part.start], why));
+                (Outcome::TooLarge(error), [Ok(record)]) => {
+                    let why = too_large(&error, message::size(record));
+                    Some(Refusal::of(record.event_id, why))
                 }
-            }
+                (refused, _) => {
+                    // Smaller parts may be too large because of a single event, which says nothing
+                    // about the next request.
+                    if matches!(refused, Outcome::TooLarge(_)) && part.len() == batch.len() {
+                        self.limit.halve(part.len());
+                    }
+                    let (front, back) = part.split_at(part.len() / 2);
+                    parts.extend([back, front]);
+                    continue;
+                }
+            };
+            progress.settle(part, refused);
             if Instant::now() >= until {
                 break;
             }
@@ -232,15 +232,18 @@ impl Default for Limit {
 }
 
 impl Progress {
-    /// Adds a part that is settled. It follows the parts that were settled before.
-    fn settle(&mut self, part: &Range<usize>, refused: Vec<Refusal>) {
+    /// Adds a part that is settled, with what the receiver refused of it. It follows the parts
+    /// that were settled before.
+    fn settle(&mut self, part: &[Parsed], refused: Option<Refusal>) {
         self.settled += part.len();
         self.refused.extend(refused);
+        let unreadable = part.iter().filter_map(|record| record.as_ref().err());
+        self.refused.extend(unreadable.cloned());
     }
 }
 
 /// Reads the records of one request: as many from the front as it may hold, but at least one.
-fn read_batch(events: &[Pending], limit: usize) -> Vec<Result<Record<'static>, Refusal>> {
+fn read_batch(events: &[Pending], limit: usize) -> Vec<Parsed> {
     let mut records = Vec::with_capacity(events.len().min(limit));
     let mut bytes = 0;
     for Pending { event, .. } in events.iter().take(limit) {
@@ -255,34 +258,11 @@ fn read_batch(events: &[Pending], limit: usize) -> Vec<Result<Record<'static>, R
     records
 }
 
-/// The refusal of an event that the receiver refused when it was sent alone.
-fn refusal(
-    record: &Result<Record<'_>, Refusal>,
-    why: impl FnOnce(&Record<'_>) -> String,
-) -> Vec<Refusal> {
-    let refusal = record.as_ref().ok().map(|record| Refusal {
-        events: 1,
-        event_id: Some(record.event_id),
-        reason: why(record),
-    });
-    refusal.into_iter().collect()
-}
-
 fn too_large(error: &Error, bytes: usize) -> String {
     format!(
         "{error}; the event alone takes {bytes} bytes before compression: raise the limit of the receiver, or of \
          what stands before it, or shorten lines (log.include_raw: false, log.max_description_length)"
     )
-}
-
-fn take_refusals(records: &mut [Result<Record<'static>, Refusal>]) -> Vec<Refusal> {
-    let mut refusals = Vec::new();
-    for record in records {
-        if let Err(refusal) = record {
-            refusals.push(std::mem::take(refusal));
-        }
-    }
-    refusals
 }
 
 fn said(excerpt: &str) -> String {

@@ -84,7 +84,7 @@ pub(super) struct Progress {
 }
 
 /// Events that will never be delivered.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Refusal {
     /// How many.
     pub(super) events: u64,
@@ -294,6 +294,11 @@ impl Progress {
         self.refused.iter().map(|refusal| refusal.events).sum()
     }
 
+    /// The number of settled events that were delivered.
+    pub(super) fn delivered(&self) -> u64 {
+        (self.settled as u64).saturating_sub(self.rejected())
+    }
+
     pub(super) fn failed(error: impl Into<SinkError>) -> Self {
         Self {
             error: Some(error.into()),
@@ -305,13 +310,21 @@ impl Progress {
 // === impl Refusal ===
 
 impl Refusal {
-    /// The refusal of a journalled event that this version cannot read.
-    pub(super) fn unreadable(event_id: Uuid, error: &serde_json::Error) -> Self {
+    /// The refusal of one event.
+    pub(super) fn of(event_id: Uuid, reason: String) -> Self {
         Self {
             events: 1,
             event_id: Some(event_id),
-            reason: format!("its journalled form cannot be read: {error}"),
+            reason,
         }
+    }
+
+    /// The refusal of a journalled event that this version cannot read.
+    pub(super) fn unreadable(event_id: Uuid, error: &serde_json::Error) -> Self {
+        Self::of(
+            event_id,
+            format!("its journalled form cannot be read: {error}"),
+        )
     }
 }
 

@@ -309,13 +309,7 @@ impl Worker {
                 // This says neither that the sink works nor that it fails, so the last report
                 // stands.
                 Err(store::Error::Unclear) => {
-                    if self
-                        .wait_for_change(&mut journalled, sink, order)
-                        .await
-                        .is_err()
-                    {
-                        return;
-                    }
+                    self.wait_for_change(&mut journalled, sink, order).await;
                     continue;
                 }
                 Err(error) => {
@@ -338,13 +332,7 @@ impl Worker {
                     outcome.drained = true;
                     return;
                 }
-                if self
-                    .wait_for_change(&mut journalled, sink, order)
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
+                self.wait_for_change(&mut journalled, sink, order).await;
                 continue;
             }
             let began = Instant::now();
@@ -355,46 +343,21 @@ impl Worker {
                 () = self.given_up() => return,
                 never = self.report_hang(&mut trouble, began, &mut has_hung) => match never {},
             };
-            let rejected = progress.rejected();
-            let Progress {
-                settled,
-                refused,
-                warnings,
-                mark,
-                error,
-            } = progress;
-            let delivered = (settled as u64).saturating_sub(rejected);
-            if settled > 0 || mark.is_some() {
-                outcome.mark.clone_from(&mark);
-                // A sink may have a mark to store before it delivers anything.
-                let position = match settled.checked_sub(1) {
-                    Some(last) => events[last].position,
-                    None => events[0].position - 1,
-                };
-                match self.store.acknowledge(&self.name, position, mark).await {
-                    // The next look at the journal finds out whether an unknown sink is still
-                    // wanted.
-                    Ok(()) | Err(store::Error::UnknownSink { .. }) => {}
-                    Err(store::Error::Closed) => return,
-                    // The acknowledgement counts all the same, and is stored with the next write.
-                    Err(error) => tracing::warn!(
-                        sink = &*self.name,
-                        error = chain(&error),
-                        "the state store cannot note at present what was delivered"
-                    ),
+            if progress.settled > 0 || progress.mark.is_some() {
+                outcome.mark.clone_from(&progress.mark);
+                if !self.acknowledge(&events, &progress).await {
+                    return;
                 }
-                self.count(delivered, rejected);
-                self.log_refused(&refused);
-                self.log_warnings(&warnings);
                 acknowledged.notify_one();
             }
             drop(claim);
-            if settled > 0 {
+            if progress.settled > 0 {
                 // A sink that settles events is at work, so the delay starts from the shortest
                 // again.
                 trouble.tries = 0;
             }
-            match error {
+            let delivered = progress.delivered();
+            match progress.error {
                 // A slow reader would otherwise make the sink look well for a moment after each
                 // batch. The next delivery, if one is due, shows whether the hang is over.
                 None if has_hung => {
@@ -412,6 +375,32 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Acknowledges what was settled of `events`, counts it, and logs what was said about it.
+    /// Returns whether the store is still open.
+    async fn acknowledge(&self, events: &[Pending], progress: &Progress) -> bool {
+        // A sink may have a mark to store before it delivers anything.
+        let position = match progress.settled.checked_sub(1) {
+            Some(last) => events[last].position,
+            None => events[0].position - 1,
+        };
+        let mark = progress.mark.clone();
+        match self.store.acknowledge(&self.name, position, mark).await {
+            // The next look at the journal finds out whether an unknown sink is still wanted.
+            Ok(()) | Err(store::Error::UnknownSink { .. }) => {}
+            Err(store::Error::Closed) => return false,
+            // The acknowledgement counts all the same, and is stored with the next write.
+            Err(error) => tracing::warn!(
+                sink = &*self.name,
+                error = chain(&error),
+                "the state store cannot note at present what was delivered"
+            ),
+        }
+        self.count(progress.delivered(), progress.rejected());
+        self.log_refused(&progress.refused);
+        self.log_warnings(&progress.warnings);
+        true
     }
 
     /// Whether the worker is told to stop within `DISMISSAL`: then a reload has removed the
@@ -436,23 +425,19 @@ impl Worker {
     }
 
     /// Waits until the journal or the order has changed, or the sink was reopened.
-    ///
-    /// # Errors
-    /// If the sender of either is gone.
     async fn wait_for_change(
         &self,
         journalled: &mut watch::Receiver<i64>,
         sink: &Running,
         order: Order,
-    ) -> Result<(), watch::error::RecvError> {
+    ) {
         let mut orders = self.orders.clone();
+        // An error ends the wait, too: a sender is gone, so the store is closed or the order is
+        // to stop.
         tokio::select! {
-            changed = journalled.changed() => changed,
-            changed = orders.wait_for(|now| *now != order) => changed.map(drop),
-            () = self.reopen.notified() => {
-                sink.reopen();
-                Ok(())
-            }
+            _ = journalled.changed() => {}
+            _ = orders.wait_for(|now| *now != order) => {}
+            () = self.reopen.notified() => sink.reopen(),
         }
     }
 

@@ -225,20 +225,17 @@ impl Answer {
             return Err(Error::Redirect { status, location });
         }
         let excerpt = secrets.excerpt(&self.words());
-        if status == StatusCode::PAYLOAD_TOO_LARGE {
-            // Whoever answers so has measured the request, whatever the words are.
-            return Ok(Outcome::TooLarge(Error::Status {
-                status,
-                excerpt,
-                retry_after: self.retry_after(now),
-            }));
-        }
         if !self.is_about_content() {
-            return Err(Error::Status {
+            let error = Error::Status {
                 status,
                 excerpt,
                 retry_after: self.retry_after(now),
-            });
+            };
+            return match status {
+                // Whoever answers so has measured the request, whatever the words are.
+                StatusCode::PAYLOAD_TOO_LARGE => Ok(Outcome::TooLarge(error)),
+                _ => Err(error),
+            };
         }
         if self.corrupt {
             return Err(self.not_otlp(CORRUPT, secrets));
