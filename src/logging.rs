@@ -124,12 +124,8 @@ pub fn init(
     .map_err(AlreadyInitialised)?;
     // Nothing else sets this or the queue: the diagnostics are set up once.
     REPEATS.set(repeats).ok();
-    let loss = match format {
-        Format::Logfmt => |lost| loss(Format::Logfmt, lost),
-        Format::Json => |lost| loss(Format::Json, lost),
-    };
     // Without a thread, callers write their lines themselves.
-    if let Ok(queue) = Queue::start(loss, write) {
+    if let Ok(queue) = Queue::start(move |lost| loss(format, lost), write) {
         QUEUE.set(queue).ok();
     }
     Ok(())
@@ -170,14 +166,10 @@ pub fn flush() {
 
 /// The line that says that `lost` lines were lost.
 fn loss(format: Format, lost: u64) -> String {
-    let message = "lines are missing here: nobody read standard error";
-    let mut line = Line::new(
-        tracing::Level::WARN,
-        Value::text(format_args!("{message}")),
-        OWN_TARGET,
-    );
+    let message = Value::text("lines are missing here: nobody read standard error");
+    let mut line = Line::new(tracing::Level::WARN, message, OWN_TARGET);
     line.extend([("lines", Value::Bare(lost.to_string()))]);
-    line.finish(format, &line.body(format), clock::now(), 0)
+    line.render(format, clock::now(), 0)
 }
 
 fn filter(level: Level) -> Targets {
@@ -245,7 +237,6 @@ where
     }
 
     fn handle(&self, line: &Line, at: Timestamp, now: Instant) {
-        let body = line.body(self.format);
         let repeated = if line.level <= tracing::Level::WARN {
             let mut repeats = self.repeats.lock();
             match repeats.see(&line.identity(), now) {
@@ -255,7 +246,7 @@ where
         } else {
             0
         };
-        (self.write)(&line.finish(self.format, &body, at, repeated));
+        (self.write)(&line.render(self.format, at, repeated));
     }
 }
 
@@ -333,12 +324,11 @@ impl Visit for Fields {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.push(field, Value::text(format_args!("{value}")));
+        self.push(field, Value::text(value));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let text = chain(value);
-        self.push(field, Value::text(format_args!("{text}")));
+        self.push(field, Value::text(chain(value)));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -525,7 +515,7 @@ mod tests {
             |_: &tracing::Level| {},
             |line: &str| lines.lock().push(line.to_owned()),
         );
-        let line = Line::new(tracing::Level::WARN, Value::text(format_args!("no")), "t");
+        let line = Line::new(tracing::Level::WARN, Value::text("no"), "t");
         let (at, start) = (Timestamp::UNIX_EPOCH, Instant::now());
         for seconds in [0, 30, 59, 60, 61] {
             diagnostics.handle(&line, at, start + Duration::from_secs(seconds));
@@ -548,11 +538,11 @@ mod tests {
             |line: &str| lines.lock().push(line.to_owned()),
         );
         for (number, search) in [(1, "a"), (2, "a"), (3, "b"), (4, "a")] {
-            let message = Value::text(format_args!("poll failed"));
+            let message = Value::text("poll failed");
             let mut line = Line::new(tracing::Level::WARN, message, "t");
             let error = format_args!(r#"search answered 500: {{"request":"{number}"}}"#);
             line.extend([
-                ("search", Value::text(format_args!("{search}"))),
+                ("search", Value::text(search)),
                 ("error", Value::text(error)),
             ]);
             diagnostics.handle(&line, Timestamp::UNIX_EPOCH, Instant::now());

@@ -78,10 +78,8 @@ impl Line {
         identity
     }
 
-    /// The part of the line that depends neither on the time nor on the number of repeats: level,
-    /// message and fields.
-    pub(super) fn body(&self, format: Format) -> String {
-        let mut out = String::new();
+    /// The whole line with its line break.
+    pub(super) fn render(&self, format: Format, at: Timestamp, repeated: u64) -> String {
         let level = match self.level {
             Level::ERROR => "error",
             Level::WARN => "warn",
@@ -89,29 +87,16 @@ impl Line {
             // There is no use for more detail than `debug` has.
             Level::DEBUG | Level::TRACE => "debug",
         };
+        let mut out = String::with_capacity(160);
+        if format == Format::Json {
+            out.push('{');
+        }
+        format.pair(&mut out, "ts", &Value::Text(format!("{at:.3}")));
         format.pair(&mut out, "level", &Value::Text(level.to_owned()));
         format.pair(&mut out, "msg", &self.message);
         for (key, value) in &self.fields {
             format.pair(&mut out, key, value);
         }
-        out
-    }
-
-    /// The whole line with its line break, around a [`Self::body`].
-    pub(super) fn finish(
-        &self,
-        format: Format,
-        body: &str,
-        at: Timestamp,
-        repeated: u64,
-    ) -> String {
-        let mut out = String::with_capacity(body.len() + 80);
-        if format == Format::Json {
-            out.push('{');
-        }
-        format.pair(&mut out, "ts", &Value::Text(format!("{at:.3}")));
-        out.push(format.separator());
-        out.push_str(body);
         if repeated > 0 {
             format.pair(&mut out, "repeated", &Value::Bare(repeated.to_string()));
         }
@@ -127,16 +112,12 @@ impl Line {
 // === impl Format ===
 
 impl Format {
-    fn separator(self) -> char {
-        match self {
-            Self::Logfmt => ' ',
-            Self::Json => ',',
-        }
-    }
-
     fn pair(self, out: &mut String, key: &str, value: &Value) {
         if !out.is_empty() && out != "{" {
-            out.push(self.separator());
+            out.push(match self {
+                Self::Logfmt => ' ',
+                Self::Json => ',',
+            });
         }
         match (self, value) {
             (Self::Json, Value::Text(text)) => {
@@ -167,11 +148,11 @@ impl Format {
 
 impl Value {
     /// Text as it is displayed, cut where it is too long.
-    pub(super) fn text(value: fmt::Arguments<'_>) -> Self {
+    pub(super) fn text(value: impl fmt::Display) -> Self {
         let mut cut = Cut(String::new());
         // Writing fails if the text is cut, or if a foreign `Display` gives up. What was written
         // is kept.
-        let _complete = cut.write_fmt(value);
+        let _complete = write!(cut, "{value}");
         Self::Text(cut.0)
     }
 
@@ -251,14 +232,9 @@ mod tests {
     use super::*;
 
     fn line(message: &str, key: &'static str, value: &str, format: Format) -> String {
-        let mut line = Line::new(
-            Level::WARN,
-            Value::text(format_args!("{message}")),
-            "opsramp_exporter",
-        );
-        line.extend([(key, Value::text(format_args!("{value}")))]);
-        let body = line.body(format);
-        line.finish(format, &body, Timestamp::UNIX_EPOCH, 7)
+        let mut line = Line::new(Level::WARN, Value::text(message), "opsramp_exporter");
+        line.extend([(key, Value::text(value))]);
+        line.render(format, Timestamp::UNIX_EPOCH, 7)
     }
 
     #[test]

@@ -27,7 +27,7 @@ struct Inner {
     /// Notified when a line has come, and when one was written.
     changed: Condvar,
     /// Returns the line that says how many lines were lost.
-    loss: fn(u64) -> String,
+    loss: Box<dyn Fn(u64) -> String + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -45,13 +45,13 @@ impl Queue {
     /// # Errors
     /// If the system gives no thread.
     pub(super) fn start(
-        loss: fn(u64) -> String,
+        loss: impl Fn(u64) -> String + Send + Sync + 'static,
         write: impl FnMut(&str) + Send + 'static,
     ) -> io::Result<Self> {
         let queue = Self(Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
-            loss,
+            loss: Box::new(loss),
         }));
         let inner = Arc::clone(&queue.0);
         thread::Builder::new()
