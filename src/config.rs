@@ -39,8 +39,6 @@ mod url;
 mod web_file;
 mod yaml;
 
-pub(crate) use self::resolve::problem_of_query;
-pub(crate) use self::web_file::CheckedWebFile;
 use self::{
     file::File,
     overrides::Variables,
@@ -56,6 +54,9 @@ pub use self::{
     secret_files::SecretFiles,
     units::{ByteSize, HumanDuration, UnitError},
     web_file::WebFile,
+};
+pub(crate) use self::{
+    resolve::problem_of_query, url::is_plain_http_to_elsewhere, web_file::CheckedWebFile,
 };
 
 /// A valid configuration. If two configurations are equal, a reload has nothing to do.

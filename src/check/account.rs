@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::Account,
+    config::{Account, is_plain_http_to_elsewhere},
     error_chain::chain,
     identity::Tenant,
     opsramp::{
@@ -229,10 +229,10 @@ async fn reach(chain: &mut Chain<'_, '_>, options: &opsramp::Options, url: &str)
                 });
             }
             let passed = Passed::new((), "none, the URL starts with http://");
-            Ok(if target.is_local() {
-                passed
-            } else {
+            Ok(if is_plain_http_to_elsewhere(url) {
                 passed.with_concern("the secret and the alerts can be read on the way; use https")
+            } else {
+                passed
             })
         })
         .await

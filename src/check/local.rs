@@ -155,8 +155,8 @@ fn state_file(path: &Path) -> Outcome<()> {
     }
 }
 
-/// Creates and removes a file, as the exporter has to. Returns the free space.
-fn probe(folder: &Path) -> Result<u64, Trouble> {
+/// Creates and removes a file, as the exporter has to.
+fn probe(folder: &Path) -> Result<(), Trouble> {
     let name = format!(".opsramp-exporter-check-{:016x}", fastrand::u64(..));
     let path: PathBuf = folder.join(name);
     let written = fs::write(&path, "check").and_then(|()| fs::remove_file(&path));
@@ -180,12 +180,7 @@ fn probe(folder: &Path) -> Result<u64, Trouble> {
             },
         ));
     }
-    Ok(room(folder))
-}
-
-/// Returns the free space of the disk; the greatest number if it is not known.
-fn room(folder: &Path) -> u64 {
-    Disk::of(folder).map_or(u64::MAX, |disk| disk.free)
+    Ok(())
 }
 
 /// Judges the free space for the state. If there is less than the store keeps in reserve for
@@ -200,16 +195,15 @@ fn with_room_for_state(what: String, disk: Option<Disk>) -> Outcome<()> {
             ),
             "make room; what waits is stored and delivered from then on",
         )),
-        disk => Ok(with_room(what, disk.map_or(u64::MAX, |disk| disk.free))),
+        disk => Ok(with_room(what, disk)),
     }
 }
 
-fn with_room(what: String, free: u64) -> Passed<()> {
-    let what = match free {
-        u64::MAX => what,
-        free => format!("{what}, {} free", bytes(free)),
+fn with_room(what: String, disk: Option<Disk>) -> Passed<()> {
+    let Some(Disk { free, .. }) = disk else {
+        return Passed::new((), what);
     };
-    let passed = Passed::new((), what);
+    let passed = Passed::new((), format!("{what}, {} free", bytes(free)));
     if free < ROOM {
         passed.with_concern("the disk is nearly full; once it is, alerts wait until there is room")
     } else {
@@ -491,9 +485,10 @@ fn log_file(path: &Path) -> Outcome<()> {
     // If the path is a link, the next file is created where the link leads, too.
     let path = paths::follow_links(path).unwrap_or_else(|| path.to_owned());
     let folder = paths::folder(&path);
+    let passed = with_room(found, Disk::of(folder));
     Ok(match probe(folder) {
-        Ok(free) => with_room(found, free),
-        Err(trouble) => with_room(found, room(folder)).with_concern(format!(
+        Ok(()) => passed,
+        Err(trouble) => passed.with_concern(format!(
             "{}; once the file is moved away, somebody else has to create the next one",
             trouble.cause
         )),
@@ -507,8 +502,10 @@ fn new_log_file(path: &Path) -> Outcome<()> {
     if let Some(target) = paths::link_target(path) {
         return new_log_file(&target);
     }
-    let free = probe(paths::folder(path))?;
-    Ok(with_room(format!("{shown} can be created"), free))
+    let folder = paths::folder(path);
+    probe(folder)?;
+    let found = format!("{shown} can be created");
+    Ok(with_room(found, Disk::of(folder)))
 }
 
 fn journal(path: &Path) -> Outcome<()> {

@@ -73,12 +73,6 @@ impl Endpoint {
             port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
         })
     }
-
-    /// Whether the server is on this machine.
-    pub(super) fn is_local(&self) -> bool {
-        let address = self.host.parse::<std::net::IpAddr>();
-        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-    }
 }
 
 impl fmt::Display for Endpoint {
@@ -275,8 +269,6 @@ mod tests {
         );
         assert_eq!(of("socks5://a:1"), None);
         assert_eq!(of("a.example"), None);
-        assert!(Endpoint::of("http://127.8.0.1").unwrap().is_local());
-        assert!(!Endpoint::of("http://a.example").unwrap().is_local());
     }
 
     #[tokio::test]

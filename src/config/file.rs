@@ -378,11 +378,13 @@ pub(super) struct Web {
 }
 
 /// A secret, which is written out as `<secret>`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(transparent)]
 pub(super) struct SecretText(pub(super) Secret);
 
 /// A proxy's URL, which is written out with `<secret>` for its user and password.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(transparent)]
 pub(super) struct ProxyText(pub(super) Secret);
 
 /// The JSON Schema (draft 2020-12) of the configuration file, for editors.
@@ -479,12 +481,6 @@ impl JsonSchema for Tenant {
 
 // === impl SecretText ===
 
-impl<'de> Deserialize<'de> for SecretText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Secret::new(text)))
-    }
-}
-
 impl Serialize for SecretText {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(REDACTED)
@@ -506,12 +502,6 @@ impl JsonSchema for SecretText {
 }
 
 // === impl ProxyText ===
-
-impl<'de> Deserialize<'de> for ProxyText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Secret::new(text)))
-    }
-}
 
 impl Serialize for ProxyText {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

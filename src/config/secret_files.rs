@@ -2,7 +2,7 @@
 //! read, a folder in place of a file, and content that is hardly meant.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
 };
@@ -58,11 +58,19 @@ impl Config {
     /// Call it on a thread that may block, because a file may lie on a file system that does not
     /// answer.
     pub fn look_at_secret_files(&self) -> impl FnOnce() -> SecretFiles + Send + use<> {
-        let (private, reread) = (self.private_files(), self.reread_files());
+        let secrets = self.secret_files();
+        let keys = self.accounts.iter();
+        let keys = keys.filter_map(|account| account.options.tls.key_file.clone());
+        let private = secrets.iter().filter(|(what, _)| *what != Content::Key);
+        // Each file once.
+        let private: BTreeSet<PathBuf> =
+            private.map(|(_, path)| path.clone()).chain(keys).collect();
+        let reread: BTreeMap<PathBuf, Content> = secrets
+            .into_iter()
+            .map(|(what, path)| (path, what))
+            .collect();
         move || {
-            let mut all: Vec<&PathBuf> = private.iter().chain(reread.keys()).collect();
-            all.sort_unstable();
-            all.dedup();
+            let all: BTreeSet<&PathBuf> = private.iter().chain(reread.keys()).collect();
             let exposed = private.iter().filter(|path| is_exposed(path));
             let exposed = exposed.map(|path| warning(path));
             let mut told = SecretFiles {
@@ -86,19 +94,15 @@ impl Config {
 
     /// Returns the files that are read each time their content is needed, each with what it should
     /// hold.
-    fn reread_files(&self) -> BTreeMap<PathBuf, Content> {
+    fn secret_files(&self) -> Vec<(Content, PathBuf)> {
         let mut sources = Vec::new();
         if let State::Postgres { url, .. } = &self.state {
             sources.push((Content::DatabaseUrl, url));
         }
         for sink in &self.sinks {
             if let Target::Otlp(options) = &sink.target {
-                sources.extend(
-                    options
-                        .headers
-                        .values()
-                        .map(|value| (Content::Header, value)),
-                );
+                let values = options.headers.values();
+                sources.extend(values.map(|value| (Content::Header, value)));
             }
         }
         for account in &self.accounts {
@@ -108,35 +112,10 @@ impl Config {
         let files = sources
             .into_iter()
             .filter_map(|(what, source)| match source {
-                SecretSource::File(path) => Some((path.clone(), what)),
+                SecretSource::File(path) => Some((what, path.clone())),
                 SecretSource::Value(_) => None,
             });
         files.collect()
-    }
-
-    /// Returns the files that not everybody may read, each once.
-    fn private_files(&self) -> Vec<PathBuf> {
-        let mut sources = Vec::new();
-        let mut files = Vec::new();
-        for account in &self.accounts {
-            sources.push(&account.options.client_secret);
-            files.extend(account.options.tls.key_file.clone());
-        }
-        if let State::Postgres { url, .. } = &self.state {
-            sources.push(url);
-        }
-        for sink in &self.sinks {
-            if let Target::Otlp(options) = &sink.target {
-                sources.extend(options.headers.values());
-            }
-        }
-        files.extend(sources.into_iter().filter_map(|source| match source {
-            SecretSource::File(path) => Some(path.clone()),
-            SecretSource::Value(_) => None,
-        }));
-        files.sort_unstable();
-        files.dedup();
-        files
     }
 }
 

@@ -120,7 +120,7 @@ pub(super) fn has_no_path(url: &str) -> bool {
 }
 
 /// Whether the URL sends secrets unencrypted over a network.
-pub(super) fn is_plain_http_to_elsewhere(url: &str) -> bool {
+pub(crate) fn is_plain_http_to_elsewhere(url: &str) -> bool {
     let Ok(uri) = url.parse::<Uri>() else {
         return false;
     };
@@ -328,7 +328,7 @@ mod tests {
     fn plain_http_is_fine_on_loopback_only() {
         assert!(is_plain_http_to_elsewhere("http://acme.api.opsramp.com"));
         assert!(!is_plain_http_to_elsewhere("https://acme.api.opsramp.com"));
-        assert!(!is_plain_http_to_elsewhere("http://127.0.0.1:1"));
+        assert!(!is_plain_http_to_elsewhere("http://127.8.0.1:1"));
         assert!(!is_plain_http_to_elsewhere("http://[::1]:1"));
         assert!(!is_plain_http_to_elsewhere("http://localhost"));
     }

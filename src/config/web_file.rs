@@ -93,7 +93,8 @@ struct Left {
 struct Resolved<'a> {
     path: &'a Path,
     node: yaml::Node,
-    keys: TlsKeys,
+    /// The parts of TLS that the file holds itself, instead of the name of a file.
+    inline: Vec<TlsPart>,
     options: SecurityOptions,
     warnings: Vec<String>,
     left: Vec<Left>,
@@ -205,39 +206,6 @@ impl WebFile {
     }
 }
 
-/// Which keys of the file hold a part of TLS themselves, instead of the name of a file.
-#[derive(Clone, Copy, Debug)]
-struct TlsKeys {
-    has_inline_certificate: bool,
-    has_inline_key: bool,
-    has_inline_client_ca: bool,
-}
-
-impl TlsKeys {
-    fn of(file: &File) -> Self {
-        let tls = file.tls_server_config.as_ref();
-        Self {
-            has_inline_certificate: tls.is_some_and(|tls| tls.cert.is_some()),
-            has_inline_key: tls.is_some_and(|tls| tls.key.is_some()),
-            has_inline_client_ca: tls.is_some_and(|tls| tls.client_ca.is_some()),
-        }
-    }
-
-    fn name(self, error: &TlsError) -> String {
-        let is_in_the_file_itself = match error.part {
-            TlsPart::Certificate => self.has_inline_certificate,
-            TlsPart::Key => self.has_inline_key,
-            TlsPart::ClientCa => self.has_inline_client_ca,
-            TlsPart::CipherSuites => true,
-        };
-        if is_in_the_file_itself {
-            tls::path_of(error.part)
-        } else {
-            tls::file_path_of(error.part)
-        }
-    }
-}
-
 // === impl Resolved ===
 
 impl<'a> Resolved<'a> {
@@ -245,7 +213,8 @@ impl<'a> Resolved<'a> {
         let node = yaml_of(path, &read(WHAT, path)?)?;
         let problems = Problems::default();
         let file: File = node.read(&problems);
-        let keys = TlsKeys::of(&file);
+        let inline = file.tls_server_config.as_ref().map(tls::inline_parts);
+        let inline = inline.unwrap_or_default();
         let mut resolver = Resolver {
             problems,
             folder: path.parent().unwrap_or(Path::new("")),
@@ -262,12 +231,12 @@ impl<'a> Resolved<'a> {
             return Err(ConfigError::Invalid(list));
         }
         let mut warnings = resolver.warnings;
-        if (!options.users.is_empty() || keys.has_inline_key) && is_exposed(path) {
+        if (!options.users.is_empty() || inline.contains(&TlsPart::Key)) && is_exposed(path) {
             warnings.push(exposed(path, "holds password hashes or a key"));
         }
         Ok(Self {
             path,
-            keys,
+            inline,
             options,
             warnings,
             left: resolver.left,
@@ -287,7 +256,11 @@ impl<'a> Resolved<'a> {
     }
 
     fn unusable(&self, error: TlsError) -> ConfigError {
-        let key = self.keys.name(&error);
+        let key = if self.inline.contains(&error.part) {
+            tls::path_of(error.part)
+        } else {
+            tls::file_path_of(error.part)
+        };
         ConfigError::Invalid(vec![self.problem(&key, error.message)])
     }
 }

@@ -45,6 +45,18 @@ pub(super) fn file_path_of(part: TlsPart) -> String {
     format!("{}_file", path_of(part))
 }
 
+/// Returns the parts that the section holds itself, instead of the name of a file.
+pub(super) fn inline_parts(tls: &file::Tls) -> Vec<TlsPart> {
+    let parts = [
+        (TlsPart::Certificate, tls.cert.is_some()),
+        (TlsPart::Key, tls.key.is_some()),
+        (TlsPart::ClientCa, tls.client_ca.is_some()),
+        (TlsPart::CipherSuites, true),
+    ];
+    let inline = parts.into_iter().filter(|(_, is_inline)| *is_inline);
+    inline.map(|(part, _)| part).collect()
+}
+
 impl Resolver<'_> {
     /// Returns the TLS options; `None` if the section is empty or wrong.
     pub(super) fn tls(&mut self, tls: file::Tls) -> Option<TlsOptions> {
