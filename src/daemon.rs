@@ -18,6 +18,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
+    task::JoinHandle,
     time::Instant,
 };
 use tokio_util::{
@@ -84,7 +85,7 @@ pub struct Daemon {
     store: Store,
     pollers: Pollers,
     delivery: Delivery,
-    server: tokio::task::JoinHandle<io::Result<()>>,
+    server: JoinHandle<io::Result<()>>,
     server_stop: DropGuard,
     quit: CancellationToken,
     reloads: mpsc::Receiver<web::Reload>,
@@ -208,23 +209,7 @@ impl Daemon {
                 Err(_) => Ok(()),
             }
         };
-        // Scrapes must not wait while a page of the API is processed, so the web server has its
-        // own thread.
-        check_threads()?;
-        let (has_threads, with_threads) = oneshot::channel();
-        let server = tokio::task::spawn_blocking(|| {
-            // The name is only for people who look at threads.
-            rustix::thread::set_name(c"web").ok();
-            block_on_with_few_threads(async {
-                has_threads.send(()).ok();
-                serving.await
-            })?
-        });
-        // What is started next may take the last threads that the system gives.
-        if with_threads.await.is_err() {
-            server.await??;
-            anyhow::bail!("the web server has ended before it began");
-        }
+        let server = start_web_thread(serving).await?;
         let server_stop = server_stop.drop_guard();
         let attending = manager.clone().attend(health.clone(), board.clone());
         let attendant = AbortOnDropHandle::new(tokio::spawn(attending));
@@ -564,6 +549,29 @@ impl Opening<'_> {
             self.manager.ready();
         }
     }
+}
+
+/// Starts a thread of its own for the web server: scrapes must not wait while a page of the API is
+/// processed.
+async fn start_web_thread(
+    serving: impl Future<Output = io::Result<()>> + Send + 'static,
+) -> anyhow::Result<JoinHandle<io::Result<()>>> {
+    check_threads()?;
+    let (has_threads, with_threads) = oneshot::channel();
+    let server = tokio::task::spawn_blocking(|| {
+        // The name is only for people who look at threads.
+        rustix::thread::set_name(c"web").ok();
+        block_on_with_few_threads(async {
+            has_threads.send(()).ok();
+            serving.await
+        })?
+    });
+    // What is started next may take the last threads that the system gives.
+    if with_threads.await.is_err() {
+        server.await??;
+        anyhow::bail!("the web server has ended before it began");
+    }
+    Ok(server)
 }
 
 /// Does what may take long, unless the daemon is told to stop meanwhile. The error names the
