@@ -95,11 +95,10 @@ pub(super) async fn check(
     };
     let credentials = chain.taken("credentials", checked.credentials().await);
     let api = reach(&mut chain, options, &options.url).await;
-    let token_host = Endpoint::of(&options.token_url) != Endpoint::of(&options.url);
-    let token_endpoint = if token_host {
-        reach(&mut chain, options, &options.token_url).await
-    } else {
+    let token_endpoint = if Endpoint::of(&options.token_url) == Endpoint::of(&options.url) {
         api
+    } else {
+        reach(&mut chain, options, &options.token_url).await
     };
     let client = chain
         .step("token", credentials.and(token_endpoint), async |()| {
@@ -115,26 +114,9 @@ pub(super) async fn check(
     let mut are_all_known = true;
     if account.discover_clients {
         for partner in &account.tenants {
-            let name = format!("clients of {}", called(partner));
-            let found = chain
-                .step(&name, client.as_ref(), async |client| {
-                    checked.clients(client, partner).await
-                })
+            are_all_known &= checked
+                .partner(&mut chain, client.as_ref(), partner, &mut asked)
                 .await;
-            are_all_known &= found.as_ref().is_some_and(|found| found.are_all);
-            let found = found.map_or(Vec::new(), |found| found.activated);
-            for (tenant, n) in found.into_iter().zip(1..) {
-                if n <= CLIENTS_TRIED {
-                    checked
-                        .search(&mut chain, client.as_ref(), tenant, &mut asked)
-                        .await;
-                } else {
-                    asked.tenants.push(AskedTenant {
-                        tenant,
-                        tells: true,
-                    });
-                }
-            }
         }
     } else {
         for tenant in account.tenants.clone() {
@@ -467,6 +449,33 @@ impl Checked<'_> {
             are_all: more == 0 && !answer.is_cut,
         };
         Ok(Passed::new(clients, found).with_concerns(&concerns))
+    }
+
+    /// Takes the steps of a partner: looks its clients up, and searches some of them. Returns
+    /// whether all of them are known.
+    async fn partner<'a>(
+        &'a self,
+        chain: &mut Chain<'_, '_>,
+        client: Option<&Client>,
+        partner: &Tenant,
+        asked: &mut Asked<'a>,
+    ) -> bool {
+        let name = format!("clients of {}", called(partner));
+        let look_up = async |client| self.clients(client, partner).await;
+        let Some(found) = chain.step(&name, client, look_up).await else {
+            return false;
+        };
+        for (tenant, n) in found.activated.into_iter().zip(1..) {
+            if n <= CLIENTS_TRIED {
+                self.search(chain, client, tenant, asked).await;
+            } else {
+                asked.tenants.push(AskedTenant {
+                    tenant,
+                    tells: true,
+                });
+            }
+        }
+        found.are_all
     }
 
     /// Takes the step of a tenant: asks for the first search that runs for it.
