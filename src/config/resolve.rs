@@ -215,6 +215,13 @@ impl<'a> Resolver<'a> {
         value
     }
 
+    /// Notes a list without items, unless something else is wrong with it.
+    fn not_empty<T>(&self, path: &str, list: &[T], message: &str) {
+        if list.is_empty() && !self.problems.touches(path) {
+            self.problems.add(path, message);
+        }
+    }
+
     fn no_duplicates<'n>(
         &self,
         names: impl Iterator<Item = &'n str>,

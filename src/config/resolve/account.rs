@@ -33,12 +33,12 @@ impl Resolver<'_> {
         resolved
     }
 
-    fn account(&mut self, path: &str, account: file::Account) -> Account {
+    fn account(&mut self, path: &str, mut account: file::Account) -> Account {
         let at = |key: &str| format!("{path}.{key}");
-        let url = self.required(&at("url"), account.url);
+        let url = self.required(&at("url"), account.url.take());
         let url = self.url(&at("url"), &url);
         self.base_url(&at("url"), &url);
-        let token_url = match account.token_url {
+        let token_url = match account.token_url.take() {
             Some(token_url) => self.url(&at("token_url"), &token_url),
             None => format!("{url}{TOKEN_PATH}"),
         };
@@ -50,44 +50,8 @@ impl Resolver<'_> {
                 ));
             }
         }
-        let name = self.name(&at("name"), account.name, Some(DEFAULT_NAME));
-        let client_id = self.value_or_file(
-            path,
-            "client_id",
-            account.client_id.map(Secret::new),
-            account.client_id_file,
-        );
-        let client_secret = account.client_secret.map(|secret| secret.0);
-        if client_secret
-            .as_ref()
-            .is_some_and(|secret| secret.expose() == REDACTED)
-        {
-            self.warnings.push(format!(
-                "{}: \"{REDACTED}\" is what the effective configuration shows instead of a secret; write the secret itself",
-                at("client_secret")
-            ));
-        }
-        let client_secret = self.value_or_file(
-            path,
-            "client_secret",
-            client_secret,
-            account.client_secret_file,
-        );
-        for (key, source) in [("client_id", &client_id), ("client_secret", &client_secret)] {
-            if let SecretSource::Value(value) = source
-                && let Some(doubt) = value.doubt()
-            {
-                let at = at(key);
-                let input = self.inputs.get(&at).copied();
-                let other_way = match input {
-                    _ if !is_variable(value.expose()) => "",
-                    Some(_) => NOT_EXPANDED_THERE,
-                    None => ", or use the …_file key or the OPSRAMP_… variable",
-                };
-                let place = input.unwrap_or(&at);
-                self.warnings.push(format!("{place}: {doubt}{other_way}"));
-            }
-        }
+        let name = self.name(&at("name"), account.name.take(), Some(DEFAULT_NAME));
+        let (client_id, client_secret) = self.credentials(path, &mut account);
         let tls = self.tls(&at("tls"), account.tls.unwrap_or_default());
         if tls.insecure_skip_verify {
             self.warnings.push(format!(
@@ -131,6 +95,45 @@ impl Resolver<'_> {
                 ..defaults
             },
         }
+    }
+
+    /// Takes the key and the secret, and warns of what is hardly meant by them.
+    fn credentials(
+        &mut self,
+        path: &str,
+        account: &mut file::Account,
+    ) -> (SecretSource, SecretSource) {
+        let at = |key: &str| format!("{path}.{key}");
+        let id = account.client_id.take().map(Secret::new);
+        let client_id = self.value_or_file(path, "client_id", id, account.client_id_file.take());
+        let secret = account.client_secret.take().map(|secret| secret.0);
+        if secret
+            .as_ref()
+            .is_some_and(|secret| secret.expose() == REDACTED)
+        {
+            self.warnings.push(format!(
+                "{}: \"{REDACTED}\" is what the effective configuration shows instead of a secret; write the secret itself",
+                at("client_secret")
+            ));
+        }
+        let file = account.client_secret_file.take();
+        let client_secret = self.value_or_file(path, "client_secret", secret, file);
+        for (key, source) in [("client_id", &client_id), ("client_secret", &client_secret)] {
+            if let SecretSource::Value(value) = source
+                && let Some(doubt) = value.doubt()
+            {
+                let at = at(key);
+                let input = self.inputs.get(&at).copied();
+                let other_way = match input {
+                    _ if !is_variable(value.expose()) => "",
+                    Some(_) => NOT_EXPANDED_THERE,
+                    None => ", or use the …_file key or the OPSRAMP_… variable",
+                };
+                let place = input.unwrap_or(&at);
+                self.warnings.push(format!("{place}: {doubt}{other_way}"));
+            }
+        }
+        (client_id, client_secret)
     }
 
     /// Notes a base URL that ends like an endpoint, because people paste the URL of an endpoint
@@ -234,10 +237,7 @@ impl Resolver<'_> {
 
     fn tenants(&self, path: &str, tenants: Option<Vec<file::Tenant>>) -> Vec<Tenant> {
         let tenants = tenants.unwrap_or_default();
-        if tenants.is_empty() && !self.problems.touches(path) {
-            self.problems
-                .add(path, "is missing; name at least one tenant");
-        }
+        self.not_empty(path, &tenants, "is missing; name at least one tenant");
         let resolved: Vec<Tenant> = tenants
             .into_iter()
             .enumerate()

@@ -34,10 +34,8 @@ impl Resolver<'_> {
         };
         let path = "log.events";
         let events: Vec<EventKind> = events.into_iter().map(Into::into).collect();
-        if events.is_empty() && !self.problems.touches(path) {
-            self.problems
-                .add(path, "is empty; write some of opened, changed, left");
-        }
+        let message = "is empty; write some of opened, changed, left";
+        self.not_empty(path, &events, message);
         self.no_repetitions(path, events.iter().map(|event| event.as_str()));
         events
     }
@@ -49,12 +47,8 @@ impl Resolver<'_> {
 
     pub(super) fn sinks(&self, sinks: Option<Vec<file::Sink>>) -> Vec<SinkOptions> {
         let sinks = sinks.unwrap_or_else(|| vec![file::Sink::stdout()]);
-        if sinks.is_empty() && !self.problems.touches("log.sinks") {
-            self.problems.add(
-                "log.sinks",
-                "is empty; leave it out for standard output, or write a sink",
-            );
-        }
+        let message = "is empty; leave it out for standard output, or write a sink";
+        self.not_empty("log.sinks", &sinks, message);
         let resolved: Vec<(String, Option<SinkOptions>)> = sinks
             .into_iter()
             .enumerate()

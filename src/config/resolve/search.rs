@@ -39,12 +39,8 @@ impl Resolver<'_> {
         accounts: &[Account],
     ) -> Vec<SearchOptions> {
         let searches = searches.unwrap_or_else(|| vec![file::Search::open()]);
-        if searches.is_empty() && !self.problems.touches("searches") {
-            self.problems.add(
-                "searches",
-                "is empty; leave it out for the default, or write a search",
-            );
-        }
+        let message = "is empty; leave it out for the default, or write a search";
+        self.not_empty("searches", &searches, message);
         let resolved: Vec<SearchOptions> = searches
             .into_iter()
             .enumerate()
@@ -170,12 +166,8 @@ impl Resolver<'_> {
     }
 
     fn known_tenants(&self, path: &str, ids: &[String], accounts: &[Account]) {
-        if ids.is_empty() && !self.problems.touches(path) {
-            self.problems.add(
-                path,
-                "is empty; leave it out for every tenant, or name tenants",
-            );
-        }
+        let message = "is empty; leave it out for every tenant, or name tenants";
+        self.not_empty(path, ids, message);
         self.no_repetitions(path, ids.iter().map(String::as_str));
         // Clients that are yet to be discovered are not known here, and `--opsramp.tenant` may
         // pick fewer tenants than the file has.

@@ -67,12 +67,8 @@ impl Resolver<'_> {
             .listen_addresses
             .unwrap_or_else(|| vec![ListenAddress::default()]);
         let path = "web.listen_addresses";
-        if listen_addresses.is_empty() && !self.problems.touches(path) {
-            self.problems.add(
-                path,
-                "is empty; leave it out for the default, or write an address",
-            );
-        }
+        let message = "is empty; leave it out for the default, or write an address";
+        self.not_empty(path, &listen_addresses, message);
         let shown_addresses: Vec<String> = listen_addresses
             .iter()
             .filter(|address| address.port != 0)
