@@ -132,20 +132,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        deliver::tests::pending,
         record::tests::{any_record, bare, full, is_one_line},
-        store::JournalEvent,
     };
-
-    fn pending(record: &Record<'_>) -> Pending {
-        Pending {
-            position: 1,
-            event: JournalEvent {
-                event_id: record.event_id,
-                at: record.timestamp,
-                body: Bytes::from(record.to_json()),
-            },
-        }
-    }
 
     fn logfmt(record: &Record<'_>) -> String {
         let mut out = Vec::new();

@@ -14,12 +14,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::*;
+use super::{fuzzing::key, *};
 use crate::{
-    identity::{EventKind, SearchKey, Tenant},
+    identity::EventKind,
     logging::captured,
     record::{self, AlertFields, Happening, Record},
-    store::{Commit, Held, JournalEvent},
+    store::{Commit, Held, JournalEvent, Pending},
 };
 
 /// More time than anything takes.
@@ -70,10 +70,23 @@ impl Journal {
     }
 
     async fn start(&self, sinks: Vec<SinkOptions>) -> Delivery {
-        let observer = Arc::clone(&self.counts) as Arc<dyn Observer>;
+        self.start_observed(sinks, Arc::clone(&self.counts) as _)
+            .await
+    }
+
+    async fn start_observed(
+        &self,
+        sinks: Vec<SinkOptions>,
+        observer: Arc<dyn Observer>,
+    ) -> Delivery {
         Delivery::start(self.store.clone(), sinks, self.board.clone(), observer)
             .await
             .unwrap()
+    }
+
+    /// What the board says is wrong with a sink.
+    fn error(&self, sink: &str) -> Option<String> {
+        self.board.sinks()[sink].error.clone()
     }
 
     async fn journal(&mut self, count: u32) {
@@ -144,17 +157,6 @@ async fn open(folder: &Path) -> Store {
     Store::open(&options).await.unwrap()
 }
 
-fn key() -> SearchKey {
-    SearchKey {
-        account: "acme".into(),
-        tenant: Tenant {
-            id: "client_1".into(),
-            name: "retail".into(),
-        },
-        search: "open".into(),
-    }
-}
-
 fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
@@ -180,12 +182,7 @@ fn event(number: u32) -> JournalEvent {
         raw: None,
     };
     let key = key();
-    let record = Record::new(now(), &key, happening, &options);
-    JournalEvent {
-        event_id: record.event_id,
-        at: record.timestamp,
-        body: Bytes::from(record.to_json()),
-    }
+    journalled(&Record::new(now(), &key, happening, &options))
 }
 
 fn file_sink(name: &str, path: PathBuf) -> SinkOptions {
@@ -195,6 +192,32 @@ fn file_sink(name: &str, path: PathBuf) -> SinkOptions {
             path,
             format: Format::Json,
         },
+    }
+}
+
+/// An event with this record, as it waits in the journal.
+pub(super) fn pending(record: &Record<'_>) -> Pending {
+    Pending {
+        position: 1,
+        event: journalled(record),
+    }
+}
+
+fn journalled(record: &Record<'_>) -> JournalEvent {
+    JournalEvent {
+        event_id: record.event_id,
+        at: record.timestamp,
+        body: Bytes::from(record.to_json()),
+    }
+}
+
+/// The options of a sink that sends to `endpoint`.
+pub(super) fn otlp(endpoint: impl Into<String>, timeout: Duration) -> OtlpOptions {
+    OtlpOptions {
+        endpoint: endpoint.into(),
+        headers: BTreeMap::new(),
+        gzip: true,
+        timeout,
     }
 }
 
@@ -264,7 +287,7 @@ async fn a_sink_that_is_down_delays_no_other_and_catches_up() {
     std::fs::create_dir(journal.path("missing")).unwrap();
     delivery.reopen();
     journal.until_backlog("down", 0).await;
-    assert_eq!(journal.board.sinks()["down"].error, None);
+    assert_eq!(journal.error("down"), None);
     assert_eq!(
         journal.lines("missing/alerts.jsonl"),
         Journal::expected(0, 30)
@@ -335,12 +358,9 @@ async fn the_store_knows_a_file_before_its_first_line_and_after_a_try_that_faile
         path: path.clone(),
         sizes: Mutex::default(),
     });
-    let observer = Arc::clone(&sizes) as Arc<dyn Observer>;
+    let observer = Arc::clone(&sizes) as _;
     let sinks = vec![journal.file("file")];
-    let (store, board) = (journal.store.clone(), journal.board.clone());
-    let mut delivery = Delivery::start(store, sinks, board, observer)
-        .await
-        .unwrap();
+    let mut delivery = journal.start_observed(sinks, observer).await;
     journal.journal(1).await;
     journal.until_backlog("file", 0).await;
     let line = Journal::expected(0, 1)[0].len() as u64 + 1;
@@ -350,7 +370,7 @@ async fn the_store_knows_a_file_before_its_first_line_and_after_a_try_that_faile
     std::fs::rename(&path, journal.path("file.1")).unwrap();
     std::fs::create_dir(&path).unwrap();
     journal.journal(1).await;
-    let fails = || journal.board.sinks()["file"].error.is_some();
+    let fails = || journal.error("file").is_some();
     journal.until("it fails", fails).await;
     delivery.stop_worker(&"file".into());
     let left = delivery.leaving.remove("file").unwrap().task;
@@ -387,12 +407,10 @@ async fn receiver(name: &str, timeout: Duration) -> (TcpListener, SinkOptions) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = SinkOptions {
         name: name.into(),
-        target: Target::Otlp(OtlpOptions {
-            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
-            headers: BTreeMap::new(),
-            gzip: true,
+        target: Target::Otlp(otlp(
+            format!("http://{}/v1/logs", listener.local_addr().unwrap()),
             timeout,
-        }),
+        )),
     };
     (listener, options)
 }
@@ -459,7 +477,7 @@ async fn a_sink_that_was_down_and_refuses_everything_does_not_deliver_again() {
     let mut journal = Journal::new().await;
     let _delivery = journal.start(vec![sink]).await;
     journal.journal(3).await;
-    let error = || journal.board.sinks()["remote"].error.clone();
+    let error = || journal.error("remote");
     let receiver = async {
         let mut status = "503 Busy";
         let mut kept = Vec::new();
@@ -515,7 +533,7 @@ async fn standard_output_that_is_closed_is_reported_as_the_end() {
     assert_eq!(&*failed.sink, "out");
     assert!(failed.source.is_fatal());
     assert_eq!(journal.counts.errors.load(Ordering::Relaxed), 1);
-    let error = journal.board.sinks()["out"].error.clone().unwrap();
+    let error = journal.error("out").unwrap();
     assert!(error.starts_with("standard output is closed"), "{error}");
     // After a restart, the sink would go on where it was.
     assert_eq!(journal.store.backlog("out").await.unwrap().events, 3);
@@ -535,15 +553,8 @@ async fn after_a_crash_it_goes_on_where_it_was() {
     journal.journal(10).await;
     journal.store.close().await;
 
-    let store = open(journal.folder.path()).await;
-    let delivery = Delivery::start(
-        store,
-        vec![journal.file("file")],
-        journal.board.clone(),
-        Arc::clone(&journal.counts) as Arc<dyn Observer>,
-    )
-    .await
-    .unwrap();
+    journal.store = open(journal.folder.path()).await;
+    let delivery = journal.start(vec![journal.file("file")]).await;
     assert!(delivery.drain(TIME).await);
     assert_eq!(journal.lines("file"), Journal::expected(0, 20));
 }
@@ -661,7 +672,7 @@ async fn a_sink_that_fails_while_a_reload_replaces_it_does_not_end_the_daemon() 
     let mut journal = Journal::new().await;
     let (mut delivery, reader) = hung(&mut journal, 1000).await;
     drop(reader);
-    let failed = || journal.board.sinks()["out"].error.is_some();
+    let failed = || journal.error("out").is_some();
     journal.until("it has failed", failed).await;
     // The daemon has not noticed the failure yet.
     delivery.reload(vec![journal.file("out")]).await.unwrap();
@@ -706,7 +717,7 @@ async fn a_sink_that_waits_for_its_predecessor_says_so_all_the_while() {
     let (mut delivery, reader, output) = hung_output(&mut journal, 1000).await;
     delivery.patience = Duration::from_millis(50);
     employ_output(&mut delivery, "out", output);
-    let error = || journal.board.sinks()["out"].error.clone();
+    let error = || journal.error("out");
     journal.until("it says so", || error().is_some()).await;
     let said = "waits for the delivery under way to the sink's former target; restart the exporter \
                 where that never ends";
@@ -831,7 +842,7 @@ async fn a_delivery_is_not_given_up_by_way_of_another_place_for_the_same_one() {
     delivery.patience = Duration::from_millis(50);
     delivery.reload(vec![journal.file("out")]).await.unwrap();
     employ_output(&mut delivery, "out", output);
-    let error = || journal.board.sinks()["out"].error.clone();
+    let error = || journal.error("out");
     journal.until("it waits", || error().is_some()).await;
     tokio::time::sleep(4 * delivery.patience).await;
     let reading = read_all(reader);
@@ -855,7 +866,7 @@ async fn a_request_that_ends_by_itself_is_not_given_up_by_way_of_another_place()
         let file = file_sink("out", journal.path(path));
         delivery.reload(vec![file]).await.unwrap();
     }
-    let error = || journal.board.sinks()["out"].error.clone();
+    let error = || journal.error("out");
     journal.until("it waits", || error().is_some()).await;
     tokio::time::sleep(4 * delivery.patience).await;
     answer(&mut request, "200 OK").await;
@@ -873,12 +884,7 @@ fn a_delivery_is_given_up_only_for_another_place_and_only_where_it_may_hang() {
         path: path.into(),
         format,
     };
-    let otlp = Target::Otlp(OtlpOptions {
-        endpoint: "http://127.0.0.1/v1/logs".to_owned(),
-        headers: BTreeMap::new(),
-        gzip: true,
-        timeout: Duration::from_secs(5),
-    });
+    let otlp = Target::Otlp(otlp("http://127.0.0.1/v1/logs", Duration::from_secs(5)));
     let (json, logfmt) = (Format::Json, Format::Logfmt);
     let (a, b) = (file("/a", json), file("/b", json));
     for (former, new, may) in [
@@ -900,13 +906,8 @@ fn a_delivery_is_given_up_only_for_another_place_and_only_where_it_may_hang() {
 fn a_request_hangs_only_after_its_own_time_limit() {
     let of = |target: &Target| worker::Limits::of(target, worker::PATIENCE).hang;
     assert_eq!(of(&Target::Journald), Duration::from_secs(10));
-    let otlp = Target::Otlp(OtlpOptions {
-        endpoint: "http://loki:3100/otlp/v1/logs".to_owned(),
-        headers: BTreeMap::new(),
-        gzip: true,
-        timeout: Duration::from_secs(60),
-    });
-    assert_eq!(of(&otlp), Duration::from_secs(70));
+    let otlp = otlp("http://loki:3100/otlp/v1/logs", Duration::from_secs(60));
+    assert_eq!(of(&Target::Otlp(otlp)), Duration::from_secs(70));
 }
 
 #[tokio::test]
@@ -968,14 +969,8 @@ impl Observer for Panics {
 #[tokio::test]
 async fn a_worker_that_panics_ends_the_daemon() {
     let mut journal = Journal::new().await;
-    let mut delivery = Delivery::start(
-        journal.store.clone(),
-        vec![journal.file("file")],
-        journal.board.clone(),
-        Arc::new(Panics),
-    )
-    .await
-    .unwrap();
+    let sinks = vec![journal.file("file")];
+    let mut delivery = journal.start_observed(sinks, Arc::new(Panics)).await;
     journal.journal(1).await;
     let failed = tokio::time::timeout(Duration::from_secs(10), delivery.fatal_error())
         .await
@@ -1010,12 +1005,10 @@ async fn a_sink_that_was_down_works_again_once_events_are_delivered_and_not_befo
         board: journal.board.clone(),
         error: Mutex::default(),
     });
-    let observer = Arc::clone(&witness) as Arc<dyn Observer>;
-    let (store, board) = (journal.store.clone(), journal.board.clone());
-    let delivery = Delivery::start(store, vec![down], board, observer);
-    let delivery = delivery.await.unwrap();
+    let observer = Arc::clone(&witness) as _;
+    let delivery = journal.start_observed(vec![down], observer).await;
     journal.journal(1).await;
-    let error = || journal.board.sinks()["down"].error.clone();
+    let error = || journal.error("down");
     journal.until("it fails", || error().is_some()).await;
     // The first try after this only stores the file's mark.
     std::fs::create_dir(journal.path("missing")).unwrap();
@@ -1035,7 +1028,7 @@ async fn a_sink_that_the_store_has_forgotten_says_so_and_goes_on_when_it_is_know
         let sinks = vec![name.to_owned()];
         journal.store.set_sinks(sinks).await.unwrap();
     };
-    let error = || journal.board.sinks()["file"].error.clone();
+    let error = || journal.error("file");
     let commit = async |number| {
         let events = vec![event(number)];
         let commit = Commit {

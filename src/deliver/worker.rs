@@ -717,14 +717,11 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
     use crate::{
-        deliver::OtlpOptions,
-        identity::{SearchKey, Tenant},
+        deliver::{fuzzing, tests::otlp},
         logging::captured,
     };
 
@@ -828,23 +825,10 @@ mod tests {
         store.set_sinks(vec!["loki".to_owned()]).await.unwrap();
         assert!(worker.is_drained(Order::Drain).await);
         assert!(!worker.is_drained(Order::Work).await);
-        let key = SearchKey {
-            account: "acme".into(),
-            tenant: Tenant {
-                id: "client_1".into(),
-                name: "retail".into(),
-            },
-            search: "open".into(),
-        };
         let at = jiff::Timestamp::UNIX_EPOCH;
-        let held = store.take_up(&key, at).await.unwrap().held;
-        let event = store::JournalEvent {
-            event_id: uuid::Uuid::nil(),
-            at,
-            body: "{}".into(),
-        };
+        let held = store.take_up(&fuzzing::key(), at).await.unwrap().held;
         let commit = store::Commit {
-            events: vec![event],
+            events: vec![fuzzing::pending(1, b"{}".to_vec()).event],
             ..store::Commit::default()
         };
         store.commit(held, commit, at).await.unwrap();
@@ -864,12 +848,7 @@ mod tests {
 
     #[test]
     fn while_everything_ends_no_delay_takes_the_time_that_is_left() {
-        let remote = Target::Otlp(OtlpOptions {
-            endpoint: "http://127.0.0.1/v1/logs".to_owned(),
-            headers: BTreeMap::new(),
-            gzip: true,
-            timeout: Duration::from_secs(5),
-        });
+        let remote = Target::Otlp(otlp("http://127.0.0.1/v1/logs", Duration::from_secs(5)));
         for (target, max_delay) in [
             (Target::Journald, LOCAL_MAX_DELAY),
             (remote, REMOTE_MAX_DELAY),

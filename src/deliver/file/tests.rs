@@ -12,15 +12,12 @@ use std::{
     os::unix::fs::{PermissionsExt as _, symlink},
 };
 
-use bytes::Bytes;
-use jiff::Timestamp;
 use proptest::prelude::*;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use tempfile::TempDir;
-use uuid::Uuid;
 
 use super::*;
-use crate::{record::tests::bare, store::JournalEvent};
+use crate::{deliver::fuzzing::pending, record::tests::bare};
 
 /// A file sink, the journal it reads, and a store that keeps what is saved across crashes.
 #[derive(Debug)]
@@ -63,14 +60,7 @@ impl World {
             events: bodies
                 .into_iter()
                 .zip(1..)
-                .map(|(body, position)| Pending {
-                    position,
-                    event: JournalEvent {
-                        event_id: Uuid::nil(),
-                        at: Timestamp::UNIX_EPOCH,
-                        body: Bytes::from(body),
-                    },
-                })
+                .map(|(body, position)| pending(position, body.into()))
                 .collect(),
             sink,
             cursor: 0,

@@ -3,14 +3,13 @@ use std::{
     io::{IoSliceMut, Read as _, Seek as _},
 };
 
-use bytes::Bytes;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::*;
 use crate::{
-    deliver::{SinkError, sink::Sink},
+    deliver::{SinkError, sink::Sink, tests::pending},
     record::tests::{bare, full},
-    store::{Claim, JournalEvent},
+    store::Claim,
 };
 
 /// journald's side of the socket.
@@ -63,17 +62,6 @@ impl Receiver {
             }
         }
         (message, false)
-    }
-}
-
-fn pending(record: &Record<'_>) -> Pending {
-    Pending {
-        position: 1,
-        event: JournalEvent {
-            event_id: record.event_id,
-            at: record.timestamp,
-            body: Bytes::from(record.to_json()),
-        },
     }
 }
 

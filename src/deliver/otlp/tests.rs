@@ -35,10 +35,12 @@ use tokio::{
 
 use super::*;
 use crate::{
-    deliver::SinkError,
+    deliver::{
+        SinkError,
+        tests::{otlp, pending},
+    },
     record::tests::{bare, full},
     secret::{Secret, SecretSource},
-    store::JournalEvent,
 };
 
 /// A receiver that gives the answers that it was told. Without any, it takes every request.
@@ -69,12 +71,10 @@ impl Peer {
             .layer(DefaultBodyLimit::disable())
             .with_state(receiver.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        let options = OtlpOptions {
-            endpoint: format!("http://{address}/otlp/v1/logs"),
-            headers: BTreeMap::new(),
-            gzip: true,
-            timeout: Duration::from_secs(5),
-        };
+        let options = otlp(
+            format!("http://{address}/otlp/v1/logs"),
+            Duration::from_secs(5),
+        );
         (receiver, options)
     }
 
@@ -163,17 +163,6 @@ fn attribute(attributes: &[KeyValue], key: &str) -> String {
         Some(any_value::Value::StringValue(text)) => text,
         Some(any_value::Value::IntValue(number)) => number.to_string(),
         other => format!("{other:?}"),
-    }
-}
-
-fn pending(record: &Record<'_>) -> Pending {
-    Pending {
-        position: 1,
-        event: JournalEvent {
-            event_id: record.event_id,
-            at: record.timestamp,
-            body: Bytes::from(record.to_json()),
-        },
     }
 }
 
@@ -420,12 +409,10 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let options = OtlpOptions {
-        endpoint: format!("http://user:hunter2@{address}/v1/logs?token=hunter2"),
-        headers: BTreeMap::new(),
-        gzip: true,
-        timeout: Duration::from_millis(100),
-    };
+    let options = otlp(
+        format!("http://user:hunter2@{address}/v1/logs?token=hunter2"),
+        Duration::from_millis(100),
+    );
     let mut otlp = Otlp::new(&options).unwrap();
     // The server first accepts the connection without an answer; then it is gone.
     for _ in 0..2 {
@@ -450,12 +437,7 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
 #[test]
 fn what_is_no_url_is_an_error_at_once() {
     for endpoint in ["", "loki:3100", "ftp://loki/", "/otlp/v1/logs", "http://"] {
-        let options = OtlpOptions {
-            endpoint: endpoint.to_owned(),
-            headers: BTreeMap::new(),
-            gzip: false,
-            timeout: Duration::from_secs(1),
-        };
+        let options = otlp(endpoint, Duration::from_secs(1));
         assert!(
             matches!(Otlp::new(&options), Err(Error::Endpoint)),
             "{endpoint}"
@@ -479,6 +461,11 @@ async fn an_event_that_cannot_be_read_is_refused_and_the_others_are_sent() {
         .await;
     assert_eq!((progress.settled, progress.refused.len()), (1, 1));
     assert_eq!(receiver.requests(), 1);
+    // In parts as well.
+    receiver.0.lock().most = Some(1);
+    let progress = Otlp::new(&options).unwrap().deliver(&events, ours).await;
+    assert_eq!((progress.settled, progress.refused.len()), (3, 1));
+    assert_eq!(receiver.counts(), [2, 2, 1, 1]);
 }
 
 #[tokio::test]
@@ -518,12 +505,7 @@ async fn a_host_that_takes_no_connection_is_given_up_before_the_whole_time_is_ov
     }
     let minute = Duration::from_secs(60);
     for (limit, timeout) in [(limit, minute), (minute, limit)] {
-        let options = OtlpOptions {
-            endpoint: format!("http://{address}/v1/logs"),
-            headers: BTreeMap::new(),
-            gzip: true,
-            timeout,
-        };
+        let options = otlp(format!("http://{address}/v1/logs"), timeout);
         let mut otlp = Otlp::new(&options).unwrap();
         otlp.receiver = Receiver::connecting_within(limit, &options).unwrap();
         let events = alerts([1]);

@@ -4,15 +4,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use rustix::fs::OFlags;
-use uuid::Uuid;
 
 use super::*;
 use crate::{
-    deliver::{SinkError, sink::Sink},
+    deliver::{SinkError, fuzzing::pending, sink::Sink},
     record::tests::bare,
-    store::{Claim, JournalEvent},
+    store::Claim,
 };
 
 /// More than a pipe holds.
@@ -20,14 +18,7 @@ const MANY: i64 = 3000;
 
 fn events(from: i64, count: i64) -> Vec<Pending> {
     (from..from + count)
-        .map(|position| Pending {
-            position,
-            event: JournalEvent {
-                event_id: Uuid::nil(),
-                at: jiff::Timestamp::UNIX_EPOCH,
-                body: Bytes::from(body(position)),
-            },
-        })
+        .map(|position| pending(position, body(position).into()))
         .collect()
 }
 
@@ -231,7 +222,7 @@ fn a_torn_line_whose_event_is_not_the_next_one_is_ended_first() {
 #[test]
 fn an_event_that_cannot_be_read_is_refused_once_it_is_settled() {
     let mut events = events(1, 2);
-    events[0].event.body = Bytes::from(bare().to_json());
+    events[0].event.body = bare().to_json().into();
     for is_read in [false, true] {
         let (reader, writer) = io::pipe().unwrap();
         let mut sink = sink(writer);

@@ -347,12 +347,10 @@ async fn an_answer_that_breaks_off_settles_nothing_but_where_its_status_says_all
         ("413 Payload Too Large", 1),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let options = OtlpOptions {
-            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
-            headers: BTreeMap::new(),
-            gzip: true,
-            timeout: Duration::from_secs(5),
-        };
+        let options = otlp(
+            format!("http://{}/v1/logs", listener.local_addr().unwrap()),
+            Duration::from_secs(5),
+        );
         let server = async {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
