@@ -136,17 +136,6 @@ struct OpenFile {
     failures: u32,
 }
 
-/// How many lines are safe, and where the file is settled then.
-#[derive(Debug)]
-struct Settled {
-    /// The number of safe lines, from the first on.
-    lines: usize,
-    /// The encoded `Mark` of the file, for the store.
-    mark: Vec<u8>,
-    /// Why no further lines could be written.
-    error: Option<Error>,
-}
-
 /// The file could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -214,7 +203,7 @@ impl LogFile {
     /// Makes sure that each of `lines` stands in a file once. Without an error, all lines are
     /// there afterwards, with one exception: nothing is written to a file before the store knows
     /// it. `events` are those of the lines.
-    fn write(&mut self, events: &[Pending], lines: &Lines) -> Result<Settled, Error> {
+    fn write(&mut self, events: &[Pending], lines: &Lines) -> Result<Progress, Error> {
         let first = events.first().map_or(i64::MAX, |first| first.position);
         let mut current = self.follow_name()?;
         if self.past.is_none() && first > self.doubted {
@@ -235,7 +224,7 @@ impl LogFile {
         first: i64,
         events: &[Pending],
         lines: &Lines,
-    ) -> Result<Settled, Error> {
+    ) -> Result<Progress, Error> {
         self.moved_unsettled
             .extend(current.leave_if_truncated(&self.others)?);
         if self.past.is_some() {
@@ -267,10 +256,10 @@ impl LogFile {
             let mark = current.mark_at(current.settled)?;
             current.mark = Some(mark);
             self.retire(searched);
-            return Ok(Settled {
-                lines,
-                mark: mark.encode(&current.doubtful),
-                error: None,
+            return Ok(Progress {
+                settled: lines,
+                mark: Some(mark.encode(&current.doubtful)),
+                ..Progress::default()
             });
         }
         if is_doubted {
@@ -294,7 +283,7 @@ impl LogFile {
         is_inherited: bool,
         is_doubted: bool,
         missing: &mut Missing<'_>,
-    ) -> Result<Option<Settled>, Error> {
+    ) -> Result<Option<Progress>, Error> {
         for searched in 0..self.moved_unsettled.len() {
             let peek = |missing: &mut Missing<'_>| match is_doubted {
                 true => self.peek_everywhere(current, is_inherited, missing),
@@ -308,10 +297,10 @@ impl LogFile {
                     moved.settled = scan.end;
                     let mark = mark.encode(&moved.doubtful);
                     self.retire(searched);
-                    return Ok(Some(Settled {
-                        lines: missing.len(),
-                        mark,
-                        error: None,
+                    return Ok(Some(Progress {
+                        settled: missing.len(),
+                        mark: Some(mark),
+                        ..Progress::default()
                     }));
                 }
                 Ok(_) => {}
@@ -464,12 +453,9 @@ impl Writer for LogFile {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
         let mut lines = Lines::render(self.format, events);
         match self.write(events, &lines) {
-            Ok(settled) => Progress {
-                settled: settled.lines,
-                refused: lines.refused_among(settled.lines),
-                mark: Some(settled.mark),
-                error: settled.error.map(Into::into),
-                ..Progress::default()
+            Ok(progress) => Progress {
+                refused: lines.refused_among(progress.settled),
+                ..progress
             },
             Err(error) => Progress::failed(error),
         }
@@ -707,12 +693,12 @@ impl OpenFile {
     /// Writes the missing lines. If not all can be written, as on a full disk, those that are
     /// whole are settled. So only a piece of a line stays unsettled, whatever happens to the file
     /// until there is room.
-    fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Settled, Error> {
+    fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Progress, Error> {
         let scan = self.find_unsettled(missing)?;
         missing.remove_found(&scan);
         self.end = scan.end;
         let append = missing.append_after(&scan.torn);
-        let (lines, settled, error) = match self.append(&append) {
+        let (lines, end, error) = match self.append(&append) {
             Ok(()) => {
                 self.end += append.len() as u64;
                 (missing.len(), self.end, None)
@@ -727,13 +713,14 @@ impl OpenFile {
             }
         };
         self.sync()?;
-        let mark = self.mark_at(settled)?;
+        let mark = self.mark_at(end)?;
         self.mark = Some(mark);
-        self.settled = settled;
-        Ok(Settled {
-            lines,
-            mark: mark.encode(&self.doubtful),
-            error,
+        self.settled = end;
+        Ok(Progress {
+            settled: lines,
+            mark: Some(mark.encode(&self.doubtful)),
+            error: error.map(Into::into),
+            ..Progress::default()
         })
     }
 
