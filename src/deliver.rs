@@ -40,7 +40,7 @@ mod file;
 mod format;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod journald;
+pub(crate) mod journald;
 pub(crate) mod otlp;
 mod sink;
 mod stdout;

@@ -24,7 +24,7 @@ use crate::{
     clock,
     config::{State, Web},
     daemon,
-    deliver::{OtlpOptions, SinkOptions, Target, otlp},
+    deliver::{OtlpOptions, SinkOptions, Target, journald, otlp},
     error_chain::chain,
     names, paths,
     secret::SecretSource,
@@ -40,7 +40,6 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(10);
 /// With less free space than this, the step has a warning.
 const ROOM: u64 = 256 << 20;
-const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Takes the step of the state.
 pub(super) async fn check_state(report: &mut Report<'_>, state: &State) {
@@ -63,7 +62,7 @@ pub(super) async fn check_sinks(report: &mut Report<'_>, sinks: &[SinkOptions]) 
                 let path = path.clone();
                 on_blocking_thread(move || log_file(&path)).await
             }
-            Target::Journald => journal(Path::new(JOURNAL)),
+            Target::Journald => journal(Path::new(journald::SOCKET)),
             Target::Otlp(options) => receiver(options).await,
         };
         report

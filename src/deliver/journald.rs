@@ -33,7 +33,7 @@ use super::{
     worker::Order,
 };
 
-const SOCKET: &str = "/run/systemd/journal/socket";
+pub(crate) const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// The identifier that `journalctl -t` selects by.
 const IDENTIFIER: &str = "opsramp-alert";
