@@ -346,14 +346,22 @@ pub(crate) fn captured() -> (Arc<Mutex<Vec<String>>>, tracing::subscriber::Defau
         tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new())
     });
     std::sync::LazyLock::force(&SECOND);
-    let lines: Arc<Mutex<Vec<String>>> = Arc::default();
-    let print = {
-        let lines = Arc::clone(&lines);
-        move |line: &str| lines.lock().push(line.to_owned())
-    };
-    let diagnostics = Diagnostics::new(Format::Logfmt, |_: &tracing::Level| {}, print);
-    let subscriber = Registry::default().with(diagnostics.with_filter(filter(Level::Info)));
+    let (lines, subscriber) = collecting(Level::Info, Format::Logfmt, |_| {});
     (lines, tracing::subscriber::set_default(subscriber))
+}
+
+/// Returns a subscriber, and the lines that it prints.
+#[cfg(test)]
+fn collecting(
+    level: Level,
+    format: Format,
+    count: impl Fn(&tracing::Level) + Send + Sync + 'static,
+) -> (Arc<Mutex<Vec<String>>>, impl Subscriber + Send + Sync) {
+    let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+    let printed = Arc::clone(&lines);
+    let print = move |line: &str| printed.lock().push(line.to_owned());
+    let diagnostics = Diagnostics::new(format, count, print).with_filter(filter(level));
+    (lines, Registry::default().with(diagnostics))
 }
 
 #[cfg(test)]
@@ -363,20 +371,10 @@ mod tests {
     /// Returns the lines that are printed and the levels that are counted for the events of
     /// `emit`.
     fn printed(level: Level, format: Format, emit: impl FnOnce()) -> (Vec<String>, Vec<String>) {
-        let lines: Arc<Mutex<Vec<String>>> = Arc::default();
         let counted: Arc<Mutex<Vec<String>>> = Arc::default();
-        let diagnostics = Diagnostics::new(
-            format,
-            {
-                let counted = Arc::clone(&counted);
-                move |level: &tracing::Level| counted.lock().push(level.to_string())
-            },
-            {
-                let lines = Arc::clone(&lines);
-                move |line: &str| lines.lock().push(line.to_owned())
-            },
-        );
-        let subscriber = Registry::default().with(diagnostics.with_filter(filter(level)));
+        let levels = Arc::clone(&counted);
+        let count = move |level: &tracing::Level| levels.lock().push(level.to_string());
+        let (lines, subscriber) = collecting(level, format, count);
         tracing::subscriber::with_default(subscriber, emit);
         let lines = lines.lock().clone();
         let counted = counted.lock().clone();
