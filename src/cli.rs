@@ -551,9 +551,10 @@ mod tests {
               --web.systemd-socket            Take the listening socket from systemd
 
         Diagnostics: on standard error:
-              --log.level <LEVEL>    How verbose they are [default: info] [possible values: debug, info,
-                                     warn, error]
-              --log.format <FORMAT>  How they look [default: logfmt] [possible values: logfmt, json]
+              --log.level <LEVEL>    How verbose the diagnostics are [default: info] [possible values:
+                                     debug, info, warn, error]
+              --log.format <FORMAT>  How the diagnostics look [default: logfmt] [possible values: logfmt,
+                                     json]
         "#);
         for (command, shown, hidden) in [
             ("run", "--state.path", "--simulator.listen-address"),

@@ -67,7 +67,9 @@ pub const AUTH_FAILURE_REASONS: [&str; 7] = [
 
 /// HTTP statuses whose counters exist before such an answer is seen, because alerting rules ask
 /// for them.
-const KNOWN_STATUSES: [u16; 11] = [200, 400, 401, 403, 404, 407, 429, 500, 502, 503, 504];
+const KNOWN_STATUSES: [u16; 13] = [
+    200, 400, 401, 403, 404, 405, 407, 410, 429, 500, 502, 503, 504,
+];
 
 /// The levels of `opsramp_exporter_log_messages_total`.
 const LEVELS: [(tracing::Level, &str); 5] = [

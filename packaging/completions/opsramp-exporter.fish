@@ -45,11 +45,11 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l state
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l web.listen-address -d 'Where to listen; may be repeated [default: :10836]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l web.telemetry-path -d 'The path of the metrics [default: /metrics]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l web.config.file -d 'TLS and passwords, in the format of the Prometheus exporter-toolkit' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l log.level -d 'How verbose they are' -r -f -a "debug\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l log.level -d 'How verbose the diagnostics are' -r -f -a "debug\t''
 info\t''
 warn\t''
 error\t''"
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l log.format -d 'How they look' -r -f -a "logfmt\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l log.format -d 'How the diagnostics look' -r -f -a "logfmt\t''
 json\t''"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -s V -l version -d 'Print version, revision and compiler'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l config.check -d 'Validate the configuration and exit'
@@ -76,11 +76,11 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l web.listen-address -d 'Where to listen; may be repeated [default: :10836]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l web.telemetry-path -d 'The path of the metrics [default: /metrics]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l web.config.file -d 'TLS and passwords, in the format of the Prometheus exporter-toolkit' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l log.level -d 'How verbose they are' -r -f -a "debug\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l log.level -d 'How verbose the diagnostics are' -r -f -a "debug\t''
 info\t''
 warn\t''
 error\t''"
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l log.format -d 'How they look' -r -f -a "logfmt\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l log.format -d 'How the diagnostics look' -r -f -a "logfmt\t''
 json\t''"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -s V -l version -d 'Print version, revision and compiler'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l config.check -d 'Validate the configuration and exit'
@@ -101,11 +101,11 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l web.listen-address -d 'Where to listen; may be repeated [default: :10836]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l web.telemetry-path -d 'The path of the metrics [default: /metrics]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l web.config.file -d 'TLS and passwords, in the format of the Prometheus exporter-toolkit' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l log.level -d 'How verbose they are' -r -f -a "debug\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l log.level -d 'How verbose the diagnostics are' -r -f -a "debug\t''
 info\t''
 warn\t''
 error\t''"
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l log.format -d 'How they look' -r -f -a "logfmt\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l log.format -d 'How the diagnostics look' -r -f -a "logfmt\t''
 json\t''"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -s V -l version -d 'Print version, revision and compiler'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l config.check -d 'Validate the configuration and exit'
@@ -129,11 +129,11 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l web.listen-address -d 'Where to listen; may be repeated [default: :10836]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l web.telemetry-path -d 'The path of the metrics [default: /metrics]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l web.config.file -d 'TLS and passwords, in the format of the Prometheus exporter-toolkit' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l log.level -d 'How verbose they are' -r -f -a "debug\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l log.level -d 'How verbose the diagnostics are' -r -f -a "debug\t''
 info\t''
 warn\t''
 error\t''"
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l log.format -d 'How they look' -r -f -a "logfmt\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l log.format -d 'How the diagnostics look' -r -f -a "logfmt\t''
 json\t''"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l count -d 'Print the number of alerts only, of all tenants together, at the cost of one request a tenant'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -s V -l version -d 'Print version, revision and compiler'
@@ -156,11 +156,11 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" 
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l web.listen-address -d 'Where to listen; may be repeated [default: :10836]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l web.telemetry-path -d 'The path of the metrics [default: /metrics]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l web.config.file -d 'TLS and passwords, in the format of the Prometheus exporter-toolkit' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l log.level -d 'How verbose they are' -r -f -a "debug\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l log.level -d 'How verbose the diagnostics are' -r -f -a "debug\t''
 info\t''
 warn\t''
 error\t''"
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l log.format -d 'How they look' -r -f -a "logfmt\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l log.format -d 'How the diagnostics look' -r -f -a "logfmt\t''
 json\t''"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -s V -l version -d 'Print version, revision and compiler'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l config.check -d 'Validate the configuration and exit'
@@ -182,11 +182,11 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand health
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l web.listen-address -d 'Where to listen; may be repeated [default: :10836]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l web.telemetry-path -d 'The path of the metrics [default: /metrics]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l web.config.file -d 'TLS and passwords, in the format of the Prometheus exporter-toolkit' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l log.level -d 'How verbose they are' -r -f -a "debug\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l log.level -d 'How verbose the diagnostics are' -r -f -a "debug\t''
 info\t''
 warn\t''
 error\t''"
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l log.format -d 'How they look' -r -f -a "logfmt\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l log.format -d 'How the diagnostics look' -r -f -a "logfmt\t''
 json\t''"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l insecure -d 'Accept any certificate of that address'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -s V -l version -d 'Print version, revision and compiler'
@@ -208,11 +208,11 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l web.listen-address -d 'Where to listen; may be repeated [default: :10836]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l web.telemetry-path -d 'The path of the metrics [default: /metrics]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l web.config.file -d 'TLS and passwords, in the format of the Prometheus exporter-toolkit' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l log.level -d 'How verbose they are' -r -f -a "debug\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l log.level -d 'How verbose the diagnostics are' -r -f -a "debug\t''
 info\t''
 warn\t''
 error\t''"
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l log.format -d 'How they look' -r -f -a "logfmt\t''
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l log.format -d 'How the diagnostics look' -r -f -a "logfmt\t''
 json\t''"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l schema -d 'Print the JSON Schema of the configuration file'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -s V -l version -d 'Print version, revision and compiler'

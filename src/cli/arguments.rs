@@ -199,7 +199,7 @@ pub(super) struct WebArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Diagnostics: on standard error")]
 pub(super) struct LogArguments {
-    /// How verbose they are
+    /// How verbose the diagnostics are
     #[arg(
         long = "log.level",
         value_name = "LEVEL",
@@ -208,7 +208,7 @@ pub(super) struct LogArguments {
         value_parser = one_of::<logging::Level>(&["debug", "info", "warn", "error"])
     )]
     pub(super) log_level: logging::Level,
-    /// How they look
+    /// How the diagnostics look
     #[arg(
         long = "log.format",
         value_name = "FORMAT",

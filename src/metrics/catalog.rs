@@ -56,7 +56,7 @@ macro_rules! polled {
 
 catalog! {
     UP = Gauge "opsramp_up" SEARCH,
-        polled!("Whether the last poll of the search succeeded (1) or failed (0); 0 before the first one has ended, withheld where another replica polls the search.");
+        polled!("Whether the last poll of the search succeeded (1) or failed (0); 0 before the first one has ended, withheld where this replica does not poll the search.");
     SEARCH_TOTAL_RESULTS = Gauge "opsramp_search_total_results" SEARCH,
         polled!("Alerts that match the search, as totalResults of the last successful poll says; withheld while unknown or stale.");
     OPEN_ALERTS = Gauge "opsramp_open_alerts" SEARCH,

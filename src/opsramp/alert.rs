@@ -115,16 +115,16 @@ pub(super) fn is_id(text: &str) -> bool {
 }
 
 /// Reads a date of the API: `2016-02-24T01:15:00+0000` with any offset, RFC 3339, or
-/// milliseconds or seconds since the epoch.
+/// milliseconds or seconds since the epoch. The number 0 stands for no date: the API writes so in
+/// `actedTs`.
 #[must_use]
 pub fn parse_time(text: &str) -> Option<Timestamp> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        let number = text.parse().ok()?;
-        return if number < MIN_MILLISECONDS {
-            Timestamp::from_second(number).ok()
-        } else {
-            Timestamp::from_millisecond(number).ok()
+        return match text.parse().ok()? {
+            0 => None,
+            number @ ..MIN_MILLISECONDS => Timestamp::from_second(number).ok(),
+            number => Timestamp::from_millisecond(number).ok(),
         };
     }
     text.parse().ok()
@@ -638,6 +638,8 @@ mod tests {
             "",
             "yesterday",
             "0000-00-00",
+            "0",
+            "000",
             "99999999999999999999",
             "2016-02-24",
         ] {

@@ -37,7 +37,7 @@ impl Page<'_> {
             SearchState::Failing => ("critical", "failing"),
             SearchState::Stale => ("critical", "stale"),
             SearchState::Pending => ("info", "first poll pending"),
-            SearchState::Elsewhere => ("", "polled by another replica"),
+            SearchState::Elsewhere => ("", "not polled by this replica"),
         };
         write!(
             f,

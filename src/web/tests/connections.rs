@@ -151,6 +151,8 @@ async fn a_client_that_does_not_read_is_dropped() {
     let mut stream = site.connect().await;
     let scrape = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n".repeat(4);
     stream.write_all(&scrape).await.unwrap();
+    // The answer has begun.
+    stream.readable().await.unwrap();
     tokio::time::sleep(tight().answer_time * 3).await;
     let received = drain(&mut stream).await.len();
     assert!(
