@@ -136,8 +136,21 @@ async fn open(options: &Options) -> Store {
 }
 
 pub(super) async fn held(store: &Store) -> Held {
+    take_up(store, 1).await.held
+}
+
+/// Takes up the search that most tests use.
+pub(super) async fn take_up(store: &Store, now: i64) -> Loaded {
     let key = key("acme", "client_1", "open");
-    store.take_up(&key, second(1)).await.unwrap().held
+    store.take_up(&key, second(now)).await.unwrap()
+}
+
+/// Asks for all open alerts, but no more than `limit`.
+pub(super) fn all_alerts(limit: usize) -> AlertFilter {
+    AlertFilter {
+        limit,
+        ..AlertFilter::default()
+    }
 }
 
 async fn sinks(store: &Store, names: &[&str]) -> Vec<SinkState> {
@@ -180,10 +193,7 @@ async fn acknowledge_all(store: &Store, sink: &str) {
 
 pub(super) async fn a_new_search_knows_nothing(options: Options) {
     let store = open(&options).await;
-    let loaded = store
-        .take_up(&key("acme", "client_1", "open"), second(5))
-        .await
-        .unwrap();
+    let loaded = take_up(&store, 5).await;
     assert!(!loaded.primed);
     assert!(!loaded.has_departed);
     assert_eq!(loaded.first_seen, second(5));
@@ -245,10 +255,7 @@ pub(super) async fn more_alerts_than_a_page_holds_are_loaded_page_by_page(option
         .commit(held, upserts(all.clone()), second(2))
         .await
         .unwrap();
-    let loaded = store
-        .take_up(&key("acme", "client_1", "open"), second(3))
-        .await
-        .unwrap();
+    let loaded = take_up(&store, 3).await;
     assert!(loaded.alerts == all[..LOAD_PAGE], "the first page");
     let mut after = loaded.alerts[LOAD_PAGE - 1].id.clone();
     for page in [&all[LOAD_PAGE..2 * LOAD_PAGE], &all[2 * LOAD_PAGE..]] {
@@ -310,10 +317,7 @@ pub(super) async fn an_alert_that_left_keeps_its_ordinal(options: Options) {
     assert_eq!(store.departed(other, ids()).await.unwrap(), []);
     assert_eq!(store.departed(held, Vec::new()).await.unwrap(), []);
 
-    let loaded = store
-        .take_up(&key("acme", "client_1", "open"), second(1))
-        .await
-        .unwrap();
+    let loaded = take_up(&store, 1).await;
     assert!(loaded.has_departed);
     assert_eq!(loaded.alerts, [alert("b", 1, 1)]);
     let held = loaded.held;
@@ -625,10 +629,7 @@ pub(super) async fn a_full_journal_takes_alerts_but_no_events(options: Options) 
     store.commit(held, events(8..12), second(2)).await.unwrap();
     assert_eq!(waiting(&store, "b").await, [8, 9, 10, 11]);
 
-    let loaded = store
-        .take_up(&key("acme", "client_1", "open"), second(3))
-        .await
-        .unwrap();
+    let loaded = take_up(&store, 3).await;
     assert!(!loaded.primed);
     assert_eq!(loaded.alerts, [alert("taken", 1, 1)]);
 }
@@ -710,10 +711,7 @@ pub(super) async fn the_page_shows_the_newest_first_and_filters(options: Options
             .await
             .unwrap();
     }
-    let all = AlertFilter {
-        limit: 99,
-        ..AlertFilter::default()
-    };
+    let all = all_alerts(99);
     let word = |word: &str| Some(word.to_owned());
     for (filter, expected) in [
         (all.clone(), "d c b a a undated"),
@@ -807,10 +805,7 @@ pub(super) async fn a_state_of_whatever_characters_is_stored_and_sought(options:
 }
 
 pub(super) async fn the_page_shows_only_searches_that_are_held(options: Options) {
-    let filter = AlertFilter {
-        limit: 9,
-        ..AlertFilter::default()
-    };
+    let filter = all_alerts(9);
     let store = open(&options).await;
     let held = held(&store).await;
     store

@@ -428,10 +428,7 @@ impl Run {
         for search in known {
             self.take_up(model, search).await;
         }
-        let everything = AlertFilter {
-            limit: usize::MAX,
-            ..AlertFilter::default()
-        };
+        let everything = all_alerts(usize::MAX);
         let page = self.store.open_alerts(everything).await.unwrap();
         let ages: Vec<_> = page.iter().map(|open| open.alert.created_at).collect();
         assert!(ages.is_sorted_by(|a, b| a >= b), "{ages:?}");

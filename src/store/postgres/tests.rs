@@ -16,7 +16,7 @@ use crate::{
     secret::Secret,
     store::{
         Options, Store,
-        conformance::{self, alert, event, events, key, second},
+        conformance::{self, alert, all_alerts, event, events, key, second},
     },
 };
 

@@ -3,7 +3,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use super::open::BUSY_TIMEOUT;
 use crate::store::{
     AlertFilter, Commit, Error, Held, Options, Store,
-    conformance::{self, alert, event, events, held, key, second},
+    conformance::{self, alert, all_alerts, event, events, held, second, take_up},
     sqlite::writer::Command,
 };
 
@@ -55,8 +55,7 @@ impl Crash {
         fs::copy(&path, &copy).unwrap();
         fs::write(copy.with_extension("db-wal"), &self.log[..log_bytes]).unwrap();
         let store = Store::open(&options(copy)).await.unwrap();
-        let key = key("acme", "client_1", "open");
-        let loaded = store.take_up(&key, second(9)).await.unwrap();
+        let loaded = take_up(&store, 9).await;
         let ids = loaded.alerts.iter();
         let mut alerts: Vec<u128> = ids.map(|alert| alert.id.parse().unwrap()).collect();
         alerts.sort_unstable();
@@ -111,11 +110,7 @@ async fn a_log_that_was_cut_anywhere_gives_whole_commits_from_the_first_on() {
 async fn a_closed_store_leaves_no_log_though_its_page_was_read() {
     let (store, held, _options, folder) = begun().await;
     store.commit(held, opened(1), second(2)).await.unwrap();
-    let all = AlertFilter {
-        limit: 9,
-        ..AlertFilter::default()
-    };
-    assert_eq!(store.open_alerts(all).await.unwrap().len(), 1);
+    assert_eq!(store.open_alerts(all_alerts(9)).await.unwrap().len(), 1);
     store.close().await;
     let log = folder.path().join("state.db-wal");
     assert!(!log.exists());
@@ -155,8 +150,7 @@ async fn a_program_that_reads_does_not_hold_up_the_end() {
     assert_eq!(count(&reading), Ok(1));
     drop(reading);
     let store = Store::open(&options).await.unwrap();
-    let key = key("acme", "client_1", "open");
-    let loaded = store.take_up(&key, second(3)).await.unwrap();
+    let loaded = take_up(&store, 3).await;
     assert_eq!(loaded.alerts.len(), 2);
 }
 
@@ -184,8 +178,7 @@ async fn a_store_that_is_dropped_finishes_what_it_was_given() {
         .unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(batch.events[0].event, event(1));
-    let key = key("acme", "client_1", "open");
-    let loaded = store.take_up(&key, second(1)).await.unwrap();
+    let loaded = take_up(&store, 1).await;
     assert_eq!(loaded.alerts, [alert("1", 1, 1)]);
 }
 

@@ -32,11 +32,7 @@ async fn what_is_left_of_a_search_that_nobody_wants_is_delivered_and_removed() {
     assert!(held.len() == 1 && held[0].row == was.row && held[0].epoch > was.epoch);
     assert_eq!(store.backlog("s").await.unwrap().events, 2);
     // Nobody polls the search.
-    let filter = AlertFilter {
-        limit: 9,
-        ..AlertFilter::default()
-    };
-    assert_eq!(store.open_alerts(filter).await.unwrap().len(), 0);
+    assert_eq!(store.open_alerts(all_alerts(9)).await.unwrap().len(), 0);
 
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&batch), [1, 2]);
