@@ -261,6 +261,7 @@ impl Sqlite {
             .await
     }
 
+    /// Has the thread read something, before the writes of its group.
     async fn read<A: Send + 'static>(
         &self,
         read: impl FnOnce(&mut Writer) -> Result<A, Error> + Send + 'static,

@@ -237,8 +237,9 @@ fn pause_after(failed: u32, every: Duration) -> Duration {
     }
 }
 
-/// Makes the tables that are [missing](make_tables), or reports them, as long as any was met that
-/// is. Returns what `kept` becomes by that, the outcome of the keeper's own questions.
+/// [Makes](make_tables) the tables if the keeper, whose round had the outcome `kept`, or somebody
+/// else has found one missing; again in each round until that succeeds. Returns the outcome of
+/// both, of which a failure here comes first.
 async fn look_after_tables(
     shared: &Shared,
     missing: &mut Option<Gone>,
