@@ -213,7 +213,250 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        opsramp::Error,
+        poll::search::testing::{SIZE, alert, alone, answer_of, page_of, pass, reply, status},
+        status::SearchStatus,
+    };
+
+    /// The last alert of the first page.
+    const WITNESS: &str = "99";
+    const INTERVAL: Duration = Duration::from_secs(30);
+    /// Longer than any pause between two readings.
+    const LONG: Duration = Duration::from_secs(700);
+
+    /// A search whose result is read page by page: of 250 alerts, a poll has shown the first page.
+    struct Read {
+        running: Running,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Read {
+        async fn new() -> Self {
+            let (running, _folder) = alone().await;
+            let mut read = Self { running, _folder };
+            read.poll(250).await;
+            assert!(read.running.engine.wants(2));
+            read
+        }
+
+        /// Lets a poll see the first page of a result of so many alerts.
+        async fn poll(&mut self, total: u64) {
+            drop(self.running.begin_poll());
+            let answer = page_of(1, 0, total);
+            let reply = reply(&self.running, Purpose::Poll, 1, Ok(answer));
+            if self.running.poll_answered(reply).await.is_some() {
+                self.trial_fails().await;
+            }
+        }
+
+        /// Refuses the page that a poll tries again.
+        async fn trial_fails(&mut self) {
+            let reply = reply(&self.running, Purpose::Poll, 2, Err(status(404)));
+            assert!(self.running.poll_answered(reply).await.is_none());
+        }
+
+        /// Answers the request for the page that is wanted.
+        async fn answer(&mut self, answer: Result<Answer, Error>) {
+            let (purpose, page) = match self.running.engine.task() {
+                Some(Task::Page(page)) => (Purpose::FullRead, page),
+                Some(Task::Confirm(question)) => (Purpose::Confirm(question), 1),
+                _ => panic!("no page is wanted"),
+            };
+            drop(self.running.background());
+            let reply = reply(&self.running, purpose, page, answer);
+            self.running.background_answered(reply).await;
+        }
+
+        /// Shows a page of a result of so many alerts.
+        async fn page(&mut self, page: u64, total: u64) {
+            assert!(self.running.engine.wants(page));
+            let answer = page_of(page, (page - 1) * SIZE, total);
+            self.answer(Ok(answer)).await;
+        }
+
+        /// Fails the request so often; polls are answered meanwhile.
+        async fn fail(&mut self, code: u16, times: usize) {
+            for _ in 0..times {
+                self.answer(Err(status(code))).await;
+                self.poll(250).await;
+            }
+        }
+
+        /// Reads the whole result, of which sixty alerts have then left, once more.
+        async fn with_sixty_missed() -> Self {
+            let mut read = Self::new().await;
+            read.page(2, 250).await;
+            read.page(3, 250).await;
+            pass(INTERVAL * 2).await;
+            read.poll(190).await;
+            read.page(1, 190).await;
+            read.page(2, 190).await;
+            read
+        }
+
+        /// The question by id that is asked.
+        fn question(&self) -> Arc<Question> {
+            match self.running.engine.task() {
+                Some(Task::Confirm(question)) => question,
+                task => panic!("{task:?}"),
+            }
+        }
+
+        /// Says that of the alerts that a question is about, only the witness is there.
+        async fn all_have_left(&mut self) {
+            let shown = vec![alert(WITNESS, "Critical")];
+            self.answer(Ok(answer_of(1, shown, 1, false))).await;
+            while let Some(Task::Reasons(ids)) = self.running.engine.task() {
+                let reasons = ids.into_iter().map(|id| (id, OwnPage::NotFound));
+                let reply = Reply::Reasons(reasons.collect());
+                self.running.background_answered(reply).await;
+            }
+        }
+
+        /// What is published.
+        fn shown(&self) -> Arc<SearchStatus> {
+            let search = &self.running.search;
+            search.shared.board.search(&search.key).unwrap()
+        }
+    }
+
+    /// Else a server in trouble would be asked as fast as it answers.
+    #[tokio::test]
+    async fn a_failure_is_shown_and_delays_requests_until_one_is_answered() {
+        let mut read = Read::new().await;
+        for _ in 0..5 {
+            read.answer(Err(status(500))).await;
+        }
+        assert!(read.running.pace.at > Instant::now() + PAUSE * 8);
+        assert_eq!(read.shown().last_error.as_ref().unwrap().reason, "http");
+        read.page(2, 250).await;
+        assert!(read.running.pace.at <= Instant::now());
+        read.answer(Err(status(500))).await;
+        assert!(read.running.pace.at <= Instant::now() + PAUSE);
+    }
+
+    /// The background leaves the allowance alone for as long as a read took. Waiting for a server
+    /// that answers nobody takes none of it.
+    #[tokio::test]
+    async fn the_time_of_failures_does_not_count_as_time_of_reading() {
+        let mut read = Read::new().await;
+        read.answer(Err(status(500))).await;
+        pass(INTERVAL * 5).await;
+        read.page(2, 250).await;
+        pass(INTERVAL * 2).await;
+        read.page(3, 250).await;
+        read.poll(250).await;
+        for (passed, is_reading) in [(INTERVAL * 3 / 2, false), (INTERVAL, true)] {
+            pass(passed).await;
+            read.poll(249).await;
+            assert_eq!(read.running.engine.is_reading(), is_reading);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_read_ends_at_a_further_page_that_is_refused_three_times_or_was_before() {
+        let mut read = Read::new().await;
+        read.fail(404, 2).await;
+        assert!(read.running.engine.wants(2));
+        read.fail(404, 1).await;
+        assert!(!read.running.engine.is_reading());
+        assert_eq!(read.running.engine.refused(), Some(2));
+        // The next read tries the page again, whatever polls there were meanwhile.
+        pass(LONG).await;
+        read.poll(250).await;
+        read.fail(500, 2).await;
+        assert!(read.running.engine.wants(2));
+        assert!(!read.running.primed);
+        read.answer(Err(status(500))).await;
+        assert!(!read.running.engine.is_reading());
+        assert!(read.running.primed, "what opens now is new");
+    }
+
+    #[tokio::test]
+    async fn a_read_does_not_end_at_a_page_that_may_still_come() {
+        let mut read = Read::new().await;
+        read.fail(500, 12).await;
+        assert!(read.running.engine.wants(2), "the server is in trouble");
+        let mut read = Read::new().await;
+        read.fail(404, 2).await;
+        read.page(2, 250).await;
+        read.running.engine.read_anew(Instant::now());
+        read.page(1, 250).await;
+        read.fail(404, 1).await;
+        assert!(read.running.engine.wants(2), "it came in between");
+        read.running.engine.read_anew(Instant::now());
+        read.fail(404, 9).await;
+        assert!(read.running.engine.wants(1), "polls fail as well then");
+    }
+
+    #[tokio::test]
+    async fn what_a_read_finds_is_shown_as_soon_as_it_is_known() {
+        let mut read = Read::with_sixty_missed().await;
+        let read_at = read.running.search.status.last_full_read;
+        assert_eq!(read.shown().last_full_read, read_at);
+        assert_eq!(read.question().suspects.len(), 50);
+        read.all_have_left().await;
+        assert_eq!(read.question().suspects.len(), 10);
+        assert_eq!(read.shown().result.as_ref().unwrap().tracked, 250);
+        read.all_have_left().await;
+        let shown = read.shown();
+        let result = shown.result.as_ref().unwrap();
+        assert!(result.complete);
+        assert_eq!(result.tracked, 190);
+    }
+
+    #[tokio::test]
+    async fn a_question_that_fails_three_times_in_a_row_is_done_without_until_the_next_read() {
+        let mut read = Read::with_sixty_missed().await;
+        let fail = async |read: &mut Read, times| {
+            for _ in 0..times {
+                read.answer(Err(status(500))).await;
+            }
+        };
+        fail(&mut read, 2).await;
+        read.all_have_left().await;
+        fail(&mut read, 2).await;
+        assert_eq!(
+            read.question().suspects.len(),
+            10,
+            "another one was answered"
+        );
+        fail(&mut read, 1).await;
+        assert!(!read.running.engine.has_task());
+        pass(LONG).await;
+        read.poll(190).await;
+        read.page(2, 190).await;
+        assert_eq!(read.question().suspects.len(), 10);
+    }
+
+    /// Each answer counts as of the time when it was asked for.
+    #[tokio::test]
+    async fn a_page_that_a_poll_has_overtaken_takes_nothing_back() {
+        let mut read = Read::new().await;
+        let asked = read.running.background();
+        let mut shown: Vec<_> = (0..SIZE - 1)
+            .map(|id| alert(&id.to_string(), "Critical"))
+            .collect();
+        shown.insert(0, alert("150", "Warning"));
+        drop(read.running.begin_poll());
+        let answer = answer_of(1, shown, 250, true);
+        let reply_to_poll = reply(&read.running, Purpose::Poll, 1, Ok(answer));
+        drop(read.running.poll_answered(reply_to_poll).await);
+        drop(asked);
+        let reply = reply(
+            &read.running,
+            Purpose::FullRead,
+            2,
+            Ok(page_of(2, 100, 250)),
+        );
+        read.running.background_answered(reply).await;
+        let known = read.running.engine.tracker().known_state("150").unwrap();
+        assert_eq!((&*known.state, known.ordinal), ("Warning", 1));
+    }
 
     #[test]
     fn pauses_double_up_to_five_minutes_until_the_background_works_again() {

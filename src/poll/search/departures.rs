@@ -243,15 +243,17 @@ async fn fetch_own_page(client: &Client, tenant: &str, id: &str) -> OwnPage {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
+    use serde_json::json;
 
     use super::*;
     use crate::{
         health::Health,
         poll::{
-            search::testing::{learn, running},
+            engine::Task,
+            search::testing::{alert, alone, learn, learn_items, running},
             testing::open_store,
         },
-        record,
+        record::{self, event_id},
         store::{self, Store},
     };
 
@@ -276,6 +278,54 @@ mod tests {
         (running, store, folder)
     }
 
+    /// An own page that shows the alert with this id.
+    fn found(id: &str, members: &str) -> OwnPage {
+        let text = format!(r#"{{"uniqueId": "{id}"{members}}}"#);
+        OwnPage::Found(Answer::of_search(text.into_bytes()))
+    }
+
+    /// A search that is about to ask for the own pages of all of these alerts but the first, because
+    /// two readings have missed them and the server cannot be asked by id.
+    async fn missed(ids: &[&str], is_sound: bool) -> (Running, tempfile::TempDir) {
+        let (mut running, folder) = alone().await;
+        let mut items: Vec<_> = ids.iter().map(|id| alert(id, "Critical")).collect();
+        let total = items.len();
+        learn_items(&mut running, items.clone(), total)
+            .await
+            .unwrap();
+        items.truncate(1);
+        // The server shows as much as it counts. It shows something that cannot be read, or one
+        // alert in place of another.
+        let other = if is_sound {
+            json!({})
+        } else {
+            items[0].clone()
+        };
+        items.resize(total, other);
+        for _ in 0..2 {
+            learn_items(&mut running, items.clone(), total)
+                .await
+                .unwrap();
+            if let Some(Task::Confirm(question)) = running.engine.task() {
+                running
+                    .engine
+                    .confirmation_refused(&question, Instant::now());
+            }
+        }
+        assert_eq!(running.engine.is_sound(), is_sound);
+        assert!(matches!(running.engine.task(), Some(Task::Verify(_))));
+        (running, folder)
+    }
+
+    /// Returns what is known at once of why these alerts have left; `None` if it is asked for.
+    fn reasons(running: &mut Running, ids: &[&str]) -> Option<Vec<OwnPage>> {
+        let ids = ids.iter().map(|id| (*id).into()).collect();
+        match running.fetch_reasons(ids).now_or_never()? {
+            Reply::Reasons(reasons) => Some(reasons.into_iter().map(|(_, page)| page).collect()),
+            _ => panic!("another reply"),
+        }
+    }
+
     /// Returns the events that are stored.
     async fn events(store: &Store) -> Vec<serde_json::Value> {
         let batch = store.pending(SINK, 100, usize::MAX).await.unwrap();
@@ -287,10 +337,6 @@ mod tests {
 
     #[tokio::test]
     async fn the_own_page_of_an_alert_says_why_it_has_left_and_what_it_was() {
-        let found = |id: &str, members: &str| {
-            let text = format!(r#"{{"uniqueId": "{id}"{members}}}"#);
-            OwnPage::Found(Answer::of_search(text.into_bytes()))
-        };
         for (page, reason, state) in [
             (
                 found("1", r#", "currentState": "Ok", "status": "Closed""#),
@@ -326,18 +372,135 @@ mod tests {
             assert_eq!(left["state"], state, "{left}");
             assert_eq!(left["previous_state"], "Critical");
             assert_eq!(left.get("alert").is_some(), is_shown, "{left}");
+            let second = event_id("default", "client_1", "open", "1", EventKind::Left, 2);
+            assert_eq!(left["event_id"], second.to_string());
         }
     }
 
     #[tokio::test]
     async fn nobody_is_asked_why_an_alert_left_if_that_is_not_logged() {
         let (mut running, store, _folder) = departing(vec![EventKind::Opened]).await;
-        let asked = running.fetch_reasons(vec!["1".into()]);
-        let Some(Reply::Reasons(reasons)) = asked.now_or_never() else {
+        let Some([OwnPage::Unknown]) = reasons(&mut running, &["1"]).as_deref() else {
             panic!("a page is asked for");
         };
-        running.store_departures(reasons).await.unwrap();
+        running
+            .store_departures(vec![("1".into(), OwnPage::Unknown)])
+            .await
+            .unwrap();
         assert!(!running.engine.has_departures());
         assert_eq!(events(&store).await.len(), 2);
+        let stored = store.stored(running.held, vec!["1".into()]).await.unwrap();
+        assert!(stored.is_empty(), "it has left the store, too");
+    }
+
+    /// The page that said it is then kept, so that the alert's line need not wait for it again.
+    #[tokio::test]
+    async fn an_alert_that_was_missed_has_left_if_its_own_page_says_so_or_alone_is_not_found() {
+        const NEW: &str = r#", "status": "new ""#;
+        const CLOSED: &str = r#", "status": "Closed""#;
+        let there = || found("0", NEW);
+        for (is_sound, witness, page, has_left) in [
+            (false, Some(OwnPage::NotFound), found("1", CLOSED), true),
+            (false, Some(there()), found("1", NEW), false),
+            (false, Some(there()), found("1", ""), false),
+            (false, Some(there()), found("2", CLOSED), false),
+            (false, Some(there()), OwnPage::Unknown, false),
+            (false, Some(there()), OwnPage::Late, false),
+            (false, Some(there()), OwnPage::NotFound, true),
+            // The server does not find the page of any alert.
+            (false, Some(OwnPage::NotFound), OwnPage::NotFound, false),
+            (false, Some(found("2", NEW)), OwnPage::NotFound, false),
+            (true, Some(OwnPage::NotFound), OwnPage::NotFound, false),
+            // No alert can be the witness.
+            (true, None, OwnPage::NotFound, true),
+            (false, None, OwnPage::NotFound, false),
+        ] {
+            // An alert whose id cannot be asked for is no witness.
+            let first = if witness.is_some() { "0" } else { "0 0" };
+            let (mut running, _folder) = missed(&[first, "1"], is_sound).await;
+            let verdicts = [
+                Some(("1".into(), page)),
+                witness.map(|page| ("0".into(), page)),
+            ];
+            running.judge(verdicts.into_iter().flatten().collect());
+            assert_eq!(running.engine.departing("1").is_some(), has_left);
+            let said = reasons(&mut running, &["1"]);
+            let is_kept = matches!(
+                said.as_deref(),
+                Some([OwnPage::Found(_) | OwnPage::NotFound])
+            );
+            assert_eq!(is_kept, has_left);
+        }
+    }
+
+    /// If the alert leaves again, its page will say another thing.
+    #[tokio::test]
+    async fn the_page_of_an_alert_that_is_back_is_not_kept() {
+        let closed = || vec![("1".into(), found("1", r#", "status": "Closed""#))];
+        let (mut running, _folder) = missed(&["0", "1"], false).await;
+        learn(&mut running, &["Critical", "Critical"])
+            .await
+            .unwrap();
+        running.judge(closed());
+        assert!(reasons(&mut running, &["1"]).is_none());
+        // It has opened anew, as another alert, before anybody asked why the first one left.
+        let (mut running, _folder) = missed(&["0", "1"], false).await;
+        running.judge(closed());
+        running
+            .store_departures(vec![("1".into(), OwnPage::Unknown)])
+            .await
+            .unwrap();
+        assert!(reasons(&mut running, &["1"]).is_none());
+    }
+
+    /// Else the next reading would wait for pages that do not come.
+    #[tokio::test]
+    async fn own_pages_are_asked_for_until_none_of_them_comes() {
+        let ids: Vec<_> = (0..50).map(|id| id.to_string()).collect();
+        let ids: Vec<_> = ids.iter().map(|id| &**id).collect();
+        let (mut running, _folder) = missed(&ids, false).await;
+        for (is_late, goes_on) in [(false, true), (true, false)] {
+            let Some(Task::Verify(asked)) = running.engine.task() else {
+                panic!("no page is asked for");
+            };
+            let mut verdicts: Vec<_> = asked.into_iter().map(|id| (id, OwnPage::Late)).collect();
+            if !is_late {
+                verdicts[0].1 = OwnPage::Unknown;
+            }
+            running.judge(verdicts);
+            assert_eq!(running.engine.has_task(), goes_on);
+        }
+    }
+
+    /// Alerts that leave together wait no longer than one of them.
+    #[tokio::test]
+    async fn what_has_left_with_others_whose_reasons_do_not_come_does_not_wait_for_its_own() {
+        let (mut running, _folder) = alone().await;
+        learn(&mut running, &["Critical"; 4]).await.unwrap();
+        learn(&mut running, &["Critical"]).await.unwrap();
+        let tell = async |running: &mut Running, told: Vec<(&str, OwnPage)>| {
+            let told = told.into_iter().map(|(id, page)| (id.into(), page));
+            running
+                .background_answered(Reply::Reasons(told.collect()))
+                .await;
+        };
+        let is_asked = |running: &mut Running| reasons(running, &["3"]).is_none();
+        tell(&mut running, vec![("1", OwnPage::NotFound)]).await;
+        assert!(is_asked(&mut running));
+        tell(
+            &mut running,
+            vec![("1", OwnPage::Late), ("2", OwnPage::NotFound)],
+        )
+        .await;
+        drop(running.begin_poll());
+        assert!(!is_asked(&mut running));
+        tell(&mut running, vec![("3", OwnPage::Unknown)]).await;
+        drop(running.begin_poll());
+        assert!(is_asked(&mut running), "it leaves alone");
+        // There may be more of them as long as it is asked who has left.
+        let (mut running, _folder) = missed(&["0", "3"], false).await;
+        running.waited_in_vain = true;
+        drop(running.begin_poll());
+        assert!(!is_asked(&mut running));
     }
 }

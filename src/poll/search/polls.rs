@@ -243,7 +243,7 @@ mod tests {
     use crate::{
         logging::captured,
         opsramp::{Answer, Error},
-        poll::search::testing::{SIZE, alone, answer_of, auth, request, status},
+        poll::search::testing::{alone, auth, page_of, reply, status},
         store,
     };
 
@@ -281,12 +281,7 @@ mod tests {
         }
 
         async fn answer(&mut self, page: u64, answer: Result<Answer, Error>) -> Option<Request> {
-            let reply = Reply::Page {
-                purpose: Purpose::Poll,
-                request: request(&self.running, page),
-                answer,
-                took: Duration::ZERO,
-            };
+            let reply = reply(&self.running, Purpose::Poll, page, answer);
             self.running.poll_answered(reply).await
         }
 
@@ -314,16 +309,6 @@ mod tests {
             self.poll(&[Ok((0, 1))]).await;
             self.running.pace.at != pause
         }
-    }
-
-    /// A page with the alerts from `first` on.
-    fn page_of(page: u64, first: u64, total: u64) -> Answer {
-        let shown = SIZE.min(total.saturating_sub((page - 1) * SIZE));
-        answer_of(
-            page,
-            total,
-            (first..first + shown).map(|id| (id, "Critical")),
-        )
     }
 
     fn throttled(seconds: Option<u64>) -> Error {
@@ -371,7 +356,8 @@ mod tests {
         polled.fail(false, &status(500).into());
         assert!(polled.wait() <= SOON);
         failures(&mut polled, false, status(500));
-        polled.fail(true, &status(500).into());
+        polled.poll(&[Ok((1_000, 201)), Err(status(500))]).await;
+        assert_eq!(polled.up(), Some(false));
         polled.fail(false, &status(500).into());
         assert!(polled.wait() <= SOON, "a first page has come in between");
         failures(&mut polled, false, status(500));
@@ -407,6 +393,11 @@ mod tests {
         polled.fail(true, &auth(false).into());
         assert!(polled.goes_on().await);
         assert!(!polled.goes_on().await, "it has gone on already");
+        polled.running.background_failed(&store_failure());
+        assert!(
+            polled.goes_on().await,
+            "the store has failed the background"
+        );
     }
 
     /// The store has failed before the first page was learned. The server did answer.

@@ -346,8 +346,13 @@ mod tests {
             },
             testing::open_store,
         },
-        status::SearchResult,
+        status::{Board, SearchResult},
         store::{Commit, JOURNAL_LIMIT, LOAD_PAGE},
+    };
+
+    const WANTED: Paging = Paging {
+        page_size: 100,
+        sorted: true,
     };
 
     /// An alert as it is stored, whose state is `told` in its body.
@@ -381,6 +386,22 @@ mod tests {
         search
     }
 
+    /// Waits until the board shows the search as `wanted`, then stops it.
+    async fn shown(
+        board: &Board,
+        key: &SearchKey,
+        stop: &CancellationToken,
+        wanted: impl Fn(&SearchStatus) -> bool,
+    ) -> Arc<SearchStatus> {
+        loop {
+            if let Some(status) = board.search(key).filter(|status| wanted(status)) {
+                stop.cancel();
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     async fn taken_up(search: Box<Search>) -> Running {
         let running = search.take_up(&CancellationToken::new()).await;
         running.expect("nobody stops it")
@@ -395,6 +416,9 @@ mod tests {
         let mut running = taken_up(known(&store, alerts.collect()).await).await;
         assert_eq!(running.engine.tracker().open_count(), all);
         assert_eq!(running.engine.oldest(), Some(0));
+        let last = format!("{:08}", all - 1);
+        let known = running.engine.tracker().known_state(&last).unwrap();
+        assert_eq!((&*known.state, known.ordinal), ("Critical", 7));
     }
 
     #[tokio::test]
@@ -429,11 +453,7 @@ mod tests {
         let store = open_store(folder.path(), JOURNAL_LIMIT).await;
         let alerts = (0..=LOAD_PAGE).map(|id| stored(id, "Ok", "Ok"));
         let mut search = known(&store, alerts.collect()).await;
-        let wanted = Paging {
-            page_size: 100,
-            sorted: true,
-        };
-        search.learned.paging = Some(Negotiation::new(wanted));
+        search.learned.paging = Some(Negotiation::new(WANTED));
         let Store::Sqlite(sqlite) = &store else {
             panic!("another store");
         };
@@ -447,28 +467,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_search_that_cannot_be_taken_up_is_down_and_is_tried_until_it_is_told_to_stop() {
+    async fn a_search_that_stops_leaves_what_it_holds_and_has_learned() {
         let folder = tempfile::tempdir().unwrap();
         let store = open_store(folder.path(), JOURNAL_LIMIT).await;
         let search = known(&store, Vec::new()).await;
+        let (board, key) = (search.shared.board.clone(), search.key.clone());
+        let stop = CancellationToken::new();
+        let runs = shown(&board, &key, &stop, |status| status.next_poll.is_some());
+        let (left, _) = tokio::join!(search.run(stop.clone()), runs);
+        assert!(left.held.is_some());
+        assert!(left.learned.paging.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_search_that_cannot_be_taken_up_is_down_and_is_tried_until_it_is_told_to_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+        let mut search = known(&store, Vec::new()).await;
+        search.learned.paging = Some(Negotiation::new(WANTED));
         store.close().await;
         let (board, key) = (search.shared.board.clone(), search.key.clone());
         let stop = CancellationToken::new();
-        let is_down = async {
-            let status = loop {
-                if let Some(status) = board.search(&key) {
-                    break status;
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            };
-            stop.cancel();
-            status
-        };
+        let is_down = shown(&board, &key, &stop, |_| true);
         let both = async { tokio::join!(search.take_up(&stop), is_down) };
         let (taken_up, status) = tokio::time::timeout(Duration::from_secs(10), both)
             .await
             .unwrap();
-        assert!(taken_up.err().expect("it stops").held.is_none());
+        let left = taken_up.err().expect("it stops");
+        assert!(left.held.is_none());
+        assert!(left.learned.paging.is_some());
         assert_eq!(status.up, Some(false));
         assert!(status.first_attempt_over);
         assert_eq!(status.last_error.as_ref().unwrap().reason, "store");

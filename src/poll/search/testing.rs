@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Failure, Learned, Running, Search, Shared, unknown};
+use super::{Failure, Learned, Reply, Running, Search, Shared, unknown};
 use crate::{
     clock,
     health::Health,
@@ -97,31 +98,61 @@ pub(super) async fn alone() -> (Running, tempfile::TempDir) {
 
 /// Returns the number of events if the server shows the alerts 0, 1, … in these states.
 pub(super) async fn learn(running: &mut Running, states: &[&str]) -> Result<u64, Failure> {
-    let answer = answer_of(1, states.len() as u64, (0..).zip(states.iter().copied()));
+    let shown = states.iter().enumerate();
+    let shown = shown.map(|(id, state)| alert(&id.to_string(), state));
+    learn_items(running, shown.collect(), states.len()).await
+}
+
+/// The same if the server shows these items as the whole result, and counts so many.
+pub(super) async fn learn_items(
+    running: &mut Running,
+    items: Vec<Value>,
+    total: usize,
+) -> Result<u64, Failure> {
+    let answer = answer_of(1, items, total as u64, false);
     let request = request(running, 1);
     running.engine.request_sent(&Purpose::Poll);
     let learned = running.learn(&Purpose::Poll, &request, &answer).await;
     Ok(learned?.1)
 }
 
-/// A page of a result of `total` alerts, with these ids and states.
-pub(super) fn answer_of<'a>(
-    page: u64,
-    total: u64,
-    shown: impl Iterator<Item = (u64, &'a str)>,
-) -> Answer {
-    let results = shown.map(|(id, state)| {
-        serde_json::json!({"uniqueId": id.to_string(), "currentState": state, "status": "New"})
-    });
-    let answer = serde_json::json!({
-        "results": results.collect::<Vec<_>>(), "totalResults": total,
-        "pageNo": page, "pageSize": SIZE, "nextPage": page * SIZE < total,
+/// An alert as a page shows it.
+pub(super) fn alert(id: &str, state: &str) -> Value {
+    json!({"uniqueId": id, "currentState": state, "status": "New"})
+}
+
+/// A page with these items.
+pub(super) fn answer_of(page: u64, items: Vec<Value>, total: u64, goes_on: bool) -> Answer {
+    let answer = json!({
+        "results": items, "totalResults": total,
+        "pageNo": page, "pageSize": SIZE, "nextPage": goes_on,
     });
     Answer::of_search(answer.to_string().into_bytes())
 }
 
-/// The request that such a page answers.
-pub(super) fn request(running: &Running, page: u64) -> SearchRequest {
+/// A page with the alerts from `first` on, of a result that is shown page by page.
+pub(super) fn page_of(page: u64, first: u64, total: u64) -> Answer {
+    let shown = SIZE.min(total.saturating_sub((page - 1) * SIZE));
+    let items = (first..first + shown).map(|id| alert(&id.to_string(), "Critical"));
+    answer_of(page, items.collect(), total, page * SIZE < total)
+}
+
+/// What comes of a request for a page.
+pub(super) fn reply(
+    running: &Running,
+    purpose: Purpose,
+    page: u64,
+    answer: Result<Answer, Error>,
+) -> Reply {
+    Reply::Page {
+        purpose,
+        request: request(running, page),
+        answer,
+        took: Duration::ZERO,
+    }
+}
+
+fn request(running: &Running, page: u64) -> SearchRequest {
     SearchRequest {
         query: running.search.options.query.clone(),
         page,
@@ -136,6 +167,13 @@ pub(super) fn status(status: u16) -> Error {
         status,
         excerpt: String::new(),
     }
+}
+
+/// Lets time pass.
+pub(super) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 pub(super) fn auth(forbidden: bool) -> Error {
