@@ -33,12 +33,7 @@ pub(super) struct Pace {
 
 impl Running {
     pub(super) fn background(&mut self) -> Option<Request> {
-        let task = self.engine.task()?;
-        if !matches!(task, Task::Reasons(_)) {
-            // No departure is left to be told, so the alerts of these pages have come back.
-            self.judged.clear();
-        }
-        match task {
+        match self.engine.task()? {
             Task::Page(page) => Some(self.page_of_read(page)),
             Task::Confirm(question) => {
                 if !can_be_asked_by_id(&self.search.options.query) {
@@ -362,10 +357,10 @@ mod tests {
         let mut read = Read::new().await;
         read.fail(404, 2).await;
         assert!(read.running.engine.wants(2));
-        read.fail(404, 1).await;
+        read.answer(Err(status(404))).await;
         assert!(!read.running.engine.is_reading());
         assert_eq!(read.running.engine.refused(), Some(2));
-        // The next read tries the page again, whatever polls there were meanwhile.
+        // The next read tries the page as often, even if it begins with the next poll.
         pass(LONG).await;
         read.poll(250).await;
         read.fail(500, 2).await;
@@ -391,6 +386,42 @@ mod tests {
         read.running.engine.read_anew(Instant::now());
         read.fail(404, 9).await;
         assert!(read.running.engine.wants(1), "polls fail as well then");
+    }
+
+    /// Polls may ask for less in vain, and pages that no poll is answered with may be refused for
+    /// good.
+    #[tokio::test]
+    async fn a_read_begins_as_polls_were_last_answered_and_goes_on_with_that() {
+        let mut read = Read::new().await;
+        let running = &mut read.running;
+        let [sorted, unsorted] = [true, false].map(|sorted| SearchRequest {
+            query: String::new(),
+            page: 1,
+            page_size: SIZE as u32,
+            sorted,
+        });
+        running.engine.read_anew(Instant::now());
+        for _ in 0..2 {
+            running.lower_paging(&status(400), &sorted);
+        }
+        drop(running.background());
+        assert_eq!(running.read_paging, Paging::of(&sorted));
+        running.page_came(&unsorted);
+        drop(running.background());
+        assert_eq!(running.read_paging, Paging::of(&unsorted));
+        read.page(1, 250).await;
+        read.running.page_came(&sorted);
+        drop(read.running.background());
+        assert_eq!(read.running.read_paging, Paging::of(&unsorted));
+        // The size of pages determines their numbers, so the read begins anew.
+        read.running.page_came(&unsorted);
+        read.answer(Err(status(500))).await;
+        assert!(read.running.engine.wants(2), "it is no refusal");
+        read.answer(Err(status(400))).await;
+        assert!(read.running.engine.wants(1));
+        assert!(read.running.pace.at <= Instant::now());
+        read.answer(Err(status(400))).await;
+        assert!(read.running.pace.at > Instant::now(), "it has no page yet");
     }
 
     #[tokio::test]

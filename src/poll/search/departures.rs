@@ -433,9 +433,14 @@ mod tests {
         }
     }
 
-    /// If the alert leaves again, its page will say another thing.
+    /// When the alert leaves after that, its page says another thing.
     #[tokio::test]
-    async fn the_page_of_an_alert_that_is_back_is_not_kept() {
+    async fn the_page_of_an_alert_that_was_there_or_is_back_is_not_kept() {
+        let (mut running, _folder) = missed(&["0", "1"], false).await;
+        learn(&mut running, &["Critical"]).await.unwrap();
+        assert!(running.engine.departing("1").is_some());
+        running.judge(vec![("1".into(), found("1", r#", "status": "New""#))]);
+        assert!(reasons(&mut running, &["1"]).is_none());
         let closed = || vec![("1".into(), found("1", r#", "status": "Closed""#))];
         let (mut running, _folder) = missed(&["0", "1"], false).await;
         learn(&mut running, &["Critical", "Critical"])

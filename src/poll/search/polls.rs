@@ -79,7 +79,6 @@ impl Running {
         let answered = answer.as_ref().ok();
         let empty_trial = answered.and_then(|answer| self.empty_trial(&request, answer));
         if let Some(EmptyTrial::Failed { less }) = empty_trial {
-            self.engine.request_failed(&purpose);
             return Some(self.ask(purpose, request.page, less));
         }
         let was_reading = self.engine.is_reading();
@@ -119,11 +118,12 @@ impl Running {
                 Next::Done
             }
         };
-        if let Some(poll) = &mut self.poll
-            && !std::mem::replace(&mut poll.has_first_page, true)
-            && self.patience.poll_answered(poll.began)
-        {
-            self.go_on_in_background();
+        if let Some(poll) = &mut self.poll {
+            poll.has_first_page = true;
+            // Further pages tell nothing more.
+            if self.patience.poll_answered(poll.began) {
+                self.go_on_in_background();
+            }
         }
         match next {
             Next::Page(page) => Some(self.page(Purpose::Poll, page)),
@@ -243,7 +243,7 @@ mod tests {
     use crate::{
         logging::captured,
         opsramp::{Answer, Error},
-        poll::search::testing::{alone, auth, page_of, reply, status},
+        poll::search::testing::{alone, auth, page_of, pass, reply, status},
         store,
     };
 
@@ -444,6 +444,7 @@ mod tests {
         let mut polled = Polled::new().await;
         for _ in 0..3 {
             polled.fail(false, &status(500).into());
+            pass(Duration::from_secs(60)).await;
         }
         for _ in 0..2 {
             polled.poll(&[Ok((0, 1))]).await;
@@ -452,7 +453,9 @@ mod tests {
         let said = lines
             .iter()
             .filter(|line| line.contains("polling works again"));
-        let failures: Vec<_> = said.map(|line| line.contains("failures=3")).collect();
+        let failures: Vec<_> = said
+            .map(|line| line.contains("failures=3 after=3m"))
+            .collect();
         assert_eq!(failures, [true], "{lines:?}");
     }
 
@@ -479,6 +482,21 @@ mod tests {
         for _ in 0..9 {
             assert!(!ends_read(&mut polled.running));
             polled.poll(&[Ok((0, 1))]).await;
+        }
+    }
+
+    /// New alerts are on the first page. How far the server shows the rest, the background finds out.
+    #[tokio::test]
+    async fn a_poll_does_without_a_further_page_that_is_refused_or_was_only_tried_again() {
+        let mut polled = Polled::new().await;
+        polled.poll(&[Err(status(404))]).await;
+        assert_eq!(polled.up(), Some(false), "it is the first page");
+        polled.poll(&[Ok((1_000, 201)), Err(status(404))]).await;
+        assert_eq!(polled.up(), Some(true));
+        let mut polled = Polled::new().await;
+        for up in [false, true] {
+            polled.poll(&[Ok((1_000, 201)), Err(status(500))]).await;
+            assert_eq!(polled.up(), Some(up));
         }
     }
 

@@ -340,11 +340,12 @@ mod tests {
         health::Health,
         logging::captured,
         poll::{
+            engine::Purpose,
             search::{
                 asking::{Negotiation, Paging},
-                testing::search,
+                testing::{alert, answer_of, reply, search},
             },
-            testing::open_store,
+            testing::{open_store, search_options},
         },
         status::{Board, SearchResult},
         store::{Commit, JOURNAL_LIMIT, LOAD_PAGE},
@@ -437,6 +438,8 @@ mod tests {
         let (lines, _guard) = captured();
         let running = taken_up(search).await;
         assert_eq!(running.engine.tracker().open_count(), 5);
+        let known = running.engine.tracker().known_state("00000001").unwrap();
+        assert_eq!(&*known.state, "Ok", "it is stored apart from the rest");
         let lines = lines.lock();
         let said = lines.iter().filter(|line| line.contains("cannot be read"));
         let said: Vec<_> = said.collect();
@@ -498,7 +501,48 @@ mod tests {
         assert!(left.learned.paging.is_some());
         assert_eq!(status.up, Some(false));
         assert!(status.first_attempt_over);
+        assert!(status.lease_held, "nobody else has the state file");
         assert_eq!(status.last_error.as_ref().unwrap().reason, "store");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_search_that_waits_for_its_store_asks_less_and_less_often_and_does_not_hang() {
+        for is_taken in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+            let health = Health::default();
+            let mut search = search(&store, &health).await;
+            let held = store.take_up(&search.key, clock::now()).await.unwrap().held;
+            store.close().await;
+            let stop = CancellationToken::new();
+            let an_hour = async {
+                for _ in 0..3600 {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    assert_eq!(health.overdue(), []);
+                }
+                stop.cancel();
+            };
+            let mut tries = Tries {
+                stop: &stop,
+                grid: Grid::new(&search.key, search.options.interval, Instant::now()),
+                failures: 0,
+            };
+            let (lines, _guard) = captured();
+            let is_stopped = async {
+                if is_taken {
+                    search
+                        .load_page(held, "0".into(), &mut tries)
+                        .await
+                        .is_err()
+                } else {
+                    search.take_lease(&mut tries).await.is_err()
+                }
+            };
+            assert!(tokio::join!(is_stopped, an_hour).0);
+            // Twelve of them if each pause were the longest.
+            let tried = lines.lock().len();
+            assert!((12..24).contains(&tried), "{tried}");
+        }
     }
 
     #[test]
@@ -507,9 +551,9 @@ mod tests {
         assert!(stored_fields(&stored(1, "Critical", "Warning")).is_none());
     }
 
-    #[tokio::test]
-    async fn a_whole_result_is_taken_over_if_the_store_knows_as_many_alerts() {
-        let whole = SearchResult {
+    /// A snapshot that says that all alerts are known.
+    fn whole() -> SearchResult {
+        SearchResult {
             at: clock::now(),
             at_since_boot: since_boot(),
             total_results: 2,
@@ -518,15 +562,27 @@ mod tests {
             group_by: [GroupLabel::Source].into(),
             groups: [].into(),
             oldest: None,
-        };
+        }
+    }
+
+    /// A search of two alerts that takes over this snapshot.
+    async fn resumed(
+        result: SearchResult,
+        read_at: Option<Timestamp>,
+    ) -> (Running, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), JOURNAL_LIMIT).await;
+        let alerts = (0..2).map(|id| stored(id, "Critical", "Critical"));
+        let mut search = known(&store, alerts.collect()).await;
+        search.status.result = Some(result);
+        search.status.last_full_read = read_at;
+        (taken_up(search).await, folder)
+    }
+
+    #[tokio::test]
+    async fn a_whole_result_is_taken_over_if_the_store_knows_as_many_alerts() {
         let is_taken_over = async |result: SearchResult, is_read: bool| {
-            let folder = tempfile::tempdir().unwrap();
-            let store = open_store(folder.path(), JOURNAL_LIMIT).await;
-            let alerts = (0..2).map(|id| stored(id, "Critical", "Critical"));
-            let mut search = known(&store, alerts.collect()).await;
-            search.status.result = Some(result);
-            search.status.last_full_read = is_read.then(clock::now);
-            let running = taken_up(search).await;
+            let (running, _folder) = resumed(result, is_read.then(clock::now)).await;
             let result = running.search.status.result.as_ref().unwrap();
             assert!(
                 result.group_by.is_empty(),
@@ -535,20 +591,31 @@ mod tests {
             assert_eq!(*result.groups, *running.engine.tracker().groups());
             running.engine.is_complete()
         };
-        assert!(is_taken_over(whole.clone(), true).await);
-        assert!(
-            !is_taken_over(whole.clone(), false).await,
-            "no reading is known"
-        );
+        assert!(is_taken_over(whole(), true).await);
+        assert!(!is_taken_over(whole(), false).await, "no reading is known");
         let partly = SearchResult {
             complete: false,
-            ..whole.clone()
+            ..whole()
         };
         assert!(!is_taken_over(partly, true).await);
         let more = SearchResult {
             tracked: 3,
-            ..whole
+            ..whole()
         };
         assert!(!is_taken_over(more, true).await, "one was on its way out");
+    }
+
+    #[tokio::test]
+    async fn a_result_that_is_taken_over_is_read_again_when_it_would_have_been() {
+        for (share_of_interval, is_read) in [(9, false), (11, true)] {
+            let ago = search_options("open").full_read_interval * share_of_interval / 10;
+            let (mut running, _folder) = resumed(whole(), Some(clock::now() - ago)).await;
+            let items = ["00000000", "00000001"].map(|id| alert(id, "Critical"));
+            let answer = answer_of(1, items.into(), 2, true);
+            drop(running.begin_poll());
+            let reply = reply(&running, Purpose::Poll, 1, Ok(answer));
+            drop(running.poll_answered(reply).await);
+            assert_eq!(running.engine.is_reading(), is_read);
+        }
     }
 }
