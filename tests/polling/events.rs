@@ -291,6 +291,7 @@ async fn a_departure_from_a_long_result_is_noticed_and_explained() {
 #[tokio::test(flavor = "multi_thread")]
 async fn why_an_alert_left_is_asked_again_where_that_may_help() {
     let status = Fault::status;
+    let too_large = MAX_RESPONSE_SIZE + (1 << 20);
     for (fault, times, reason) in [
         (status(503), 2, "acknowledged"),
         (Fault::Reset, 1, "acknowledged"),
@@ -299,8 +300,9 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
         // The server gives no other token.
         (status(401), 1, "acknowledged"),
         (status(401), 2, "unknown"),
-        // A request that is forbidden is not repeated.
+        // What is forbidden or too large stays so.
         (status(403), 1, "unknown"),
+        (Fault::Huge { bytes: too_large }, 1, "unknown"),
     ] {
         let simulator = start(world(1)).await;
         let exporter = Exporter::start(plan(&simulator.url())).await;

@@ -22,6 +22,10 @@ async fn a_quiet_poll_costs_one_request() {
         "{requests} requests in {polls} polls"
     );
     assert_eq!(exporter.sample("opsramp_poll_requests{"), 1.0);
+    let scrape = exporter.scrape();
+    let timed = sum(&scrape, "opsramp_poll_duration_seconds_count{");
+    let under_way = sum(&scrape, "opsramp_polls_total{") - timed;
+    assert!((0.0..=1.0).contains(&under_way), "{scrape}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
