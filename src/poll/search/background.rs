@@ -464,6 +464,17 @@ mod tests {
         assert_eq!(read.question().suspects.len(), 10);
     }
 
+    /// Nobody knows what the server makes of ids that are named twice.
+    #[tokio::test]
+    async fn a_search_whose_query_names_ids_is_not_asked_by_id() {
+        let mut read = Read::with_sixty_missed().await;
+        let question = read.question();
+        let options = Arc::make_mut(&mut read.running.search.options);
+        options.query = "uniqueId:1".to_owned();
+        assert!(read.running.background().is_none());
+        assert!(!read.running.engine.is_asking(&question));
+    }
+
     /// Each answer counts as of the time when it was asked for.
     #[tokio::test]
     async fn a_page_that_a_poll_has_overtaken_takes_nothing_back() {
