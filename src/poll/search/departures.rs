@@ -284,8 +284,8 @@ mod tests {
         OwnPage::Found(Answer::of_search(text.into_bytes()))
     }
 
-    /// A search that is about to ask for the own pages of all of these alerts but the first, because
-    /// two readings have missed them and the server cannot be asked by id.
+    /// A search that is about to ask for the own pages of all of these alerts but the first: two
+    /// readings have missed them, and the server cannot be asked by id.
     async fn missed(ids: &[&str], is_sound: bool) -> (Running, tempfile::TempDir) {
         let (mut running, folder) = alone().await;
         let mut items: Vec<_> = ids.iter().map(|id| alert(id, "Critical")).collect();

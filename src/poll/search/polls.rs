@@ -485,7 +485,8 @@ mod tests {
         }
     }
 
-    /// New alerts are on the first page. How far the server shows the rest, the background finds out.
+    /// New alerts are on the first page. The background finds out how far the server shows the
+    /// rest.
     #[tokio::test]
     async fn a_poll_does_without_a_further_page_that_is_refused_or_was_only_tried_again() {
         let mut polled = Polled::new().await;
