@@ -261,18 +261,24 @@ impl FullRead {
         }
     }
 
-    /// Notes whether the full read would end at a hollow page, going by this page.
+    /// Notes whether the full read would end at a hollow page, going by this page and by what the
+    /// result counts now.
     fn note_hollow(&mut self, facts: &Facts) {
         if !facts.is_hollow_further_page() {
             self.counted = facts.total;
         }
-        let before = (facts.page - 1).saturating_mul(self.page_size.unwrap_or(facts.page_size));
-        if facts.shown > 0 {
-            self.hollow = self.hollow.filter(|hollow| hollow.page > facts.page);
-        } else if before < self.counted {
+        let size = self.page_size.unwrap_or(facts.page_size);
+        let counted = self.counted;
+        let must_show_some = |page: u64| (page - 1).saturating_mul(size) < counted;
+        let is_empty = facts.shown == 0;
+        // The result may have shrunk since, so that nothing is on the page any more.
+        self.hollow = self
+            .hollow
+            .filter(|hollow| must_show_some(hollow.page) && (is_empty || hollow.page > facts.page));
+        if is_empty && must_show_some(facts.page) {
             self.hollow = Some(Hollow {
                 page: facts.page,
-                total: self.counted,
+                total: counted,
             });
         }
     }
@@ -526,6 +532,13 @@ mod tests {
         }
         let read_again = [facts(1, 40, 4), nothing(2, 0), facts(1, 39, 4)];
         assert_eq!(hollow(&read_again), Some((2, 40)));
+        for (total, expected) in [(11, Some((2, 40))), (10, None)] {
+            let shrunk = [facts(1, 40, 4), nothing(2, 0), facts(1, total, 4)];
+            assert_eq!(hollow(&shrunk), expected, "{total}");
+        }
+        // The pages before are read again, and the result is empty by then.
+        let emptied = [facts(1, 40, 4), nothing(2, 0), nothing(1, 0)];
+        assert_eq!(hollow(&emptied), None);
         for shown in [1, 10] {
             let comes = Facts {
                 shown,
