@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running, in_time, learning::word};
@@ -148,7 +149,11 @@ impl Running {
                 .remove(id)
                 .and_then(|alert| AlertFields::from_stored(&alert.body).ok())
                 .unwrap_or_default();
-            let alert = page.alert(id);
+            // If the alert has opened anew, its own page tells of the new life, not of this one.
+            let alert = page.alert(id).filter(|alert| {
+                let created_at = reading::time(&alert.created_date).map(Timestamp::as_second);
+                !self.engine.tracker().has_opened_anew(id, created_at)
+            });
             let (fields, raw, reason) = match (&alert, page) {
                 (Some(alert), OwnPage::Found(answer)) => (
                     reading::fields(alert),
@@ -374,6 +379,43 @@ mod tests {
             assert_eq!(left.get("alert").is_some(), is_shown, "{left}");
             let second = event_id("default", "client_1", "open", "1", EventKind::Left, 2);
             assert_eq!(left["event_id"], second.to_string());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_own_page_of_an_alert_that_has_opened_anew_does_not_say_why_it_has_left() {
+        let life = |date: &str, state: &str, status: &str| {
+            json!({
+                "uniqueId": "1", "currentState": state, "status": status, "subject": date,
+                "createdDate": format!("2026-03-01T12:{date}+0000"),
+            })
+        };
+        let shown = |life| vec![alert("0", "Critical"), life];
+        for (date, status, reason, state, message) in [
+            ("00:00", "Closed", "closed", "Ok", "00:00"),
+            ("30:00", "Closed", "unknown", "Critical", "00:00"),
+            ("30:00", "New", "unknown", "Critical", "00:00"),
+        ] {
+            let (mut running, store, _folder) = departing(EventKind::ALL.to_vec()).await;
+            let first = shown(life("00:00", "Critical", "New"));
+            learn_items(&mut running, first, 2).await.unwrap();
+            learn(&mut running, &["Critical"]).await.unwrap();
+            let own_page = Answer::of_search(life(date, "Ok", status).to_string().into_bytes());
+            let reasons = vec![("1".into(), OwnPage::Found(own_page))];
+            running.store_departures(reasons).await.unwrap();
+            let left = events(&store).await.pop().unwrap();
+            assert_eq!(left["event"], "left");
+            assert_eq!(left["reason"], reason, "{left}");
+            assert_eq!(left["state"], state, "{left}");
+            assert_eq!(left["message"], message, "{left}");
+            assert_eq!(left["created_at"], "2026-03-01T12:00:00Z", "{left}");
+            assert_eq!(left.get("alert").is_some(), reason == "closed", "{left}");
+            // The new life has lines of its own.
+            let again = shown(life("30:00", "Warning", "New"));
+            learn_items(&mut running, again, 2).await.unwrap();
+            let opened = events(&store).await.pop().unwrap();
+            assert_eq!(opened["event"], "opened");
+            assert_eq!(opened["message"], "30:00", "{opened}");
         }
     }
 
