@@ -25,7 +25,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::{
     deliver,
     identity::{EventKind, SearchKey},
-    opsramp::{self, Endpoint, RateLimit},
+    opsramp::{self, Endpoint, Expiry, RateLimit},
     status::Board,
 };
 
@@ -410,21 +410,21 @@ impl opsramp::Observer for AccountMetrics {
         self.metrics.touch();
     }
 
-    fn token_obtained(&self, took: Duration, expires_at: Timestamp) {
+    fn token_obtained(&self, took: Duration, expiry: Expiry) {
         self.report(|account| {
             account.auth_latency = Some(took);
-            account.token_expires = Some(expires_at);
+            account.token_expiry = Some(expiry);
             account.auth_error = None;
         });
     }
 
     fn token_lost(&self) {
-        self.report(|account| account.token_expires = None);
+        self.report(|account| account.token_expiry = None);
     }
 
-    fn token_regained(&self, expires_at: Timestamp, is_renewal_due: bool) {
+    fn token_regained(&self, expiry: Expiry, is_renewal_due: bool) {
         self.report(|account| {
-            account.token_expires = Some(expires_at);
+            account.token_expiry = Some(expiry);
             if !is_renewal_due {
                 account.auth_error = None;
             }

@@ -5,9 +5,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use crate::secret::{Secret, SecretSource};
+use crate::{
+    clock,
+    secret::{Secret, SecretSource},
+};
 
 pub mod alert;
 mod allowance;
@@ -100,13 +103,13 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn request(&self, endpoint: Endpoint, status: Option<u16>, took: Duration);
     /// A token request begins.
     fn token_requested(&self);
-    /// A token was obtained; it expires at `expires_at`.
-    fn token_obtained(&self, took: Duration, expires_at: Timestamp);
+    /// A token was obtained.
+    fn token_obtained(&self, took: Duration, expiry: Expiry);
     /// The API refuses the token, and no other token could be obtained.
     fn token_lost(&self) {}
-    /// The API accepts the token again that was [lost](Observer::token_lost). It expires at
-    /// `expires_at`. `is_renewal_due`: whether another one is needed all the same.
-    fn token_regained(&self, _expires_at: Timestamp, _is_renewal_due: bool) {}
+    /// The API accepts the token again that was [lost](Observer::token_lost). `is_renewal_due`:
+    /// whether another one is needed all the same.
+    fn token_regained(&self, _expiry: Expiry, _is_renewal_due: bool) {}
     /// No token was obtained, because of `error`. `reason` is one of `rejected`, `throttled`,
     /// `timeout`, `connect`, `http` and `decode`, or `credentials` if nothing was requested because
     /// the credentials cannot be read.
@@ -119,6 +122,18 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn server_time(&self, _server: Timestamp, _now: Timestamp) {}
 }
 
+/// When a token expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    at: Timestamp,
+    /// The same on [`clock::since_boot`], which nobody sets.
+    since_boot: SignedDuration,
+}
+
+/// The largest error of [`Expiry::at`] that is not corrected. A wall clock is adjusted all the
+/// time, and each change of the time would look like another token.
+const EXPIRY_TOLERANCE: SignedDuration = SignedDuration::from_secs(5);
+
 /// What the `X-RateLimit-*` headers of the last answer said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
@@ -128,6 +143,40 @@ pub struct RateLimit {
     pub remaining: u32,
     /// When the window ends, on our clock.
     pub reset_at: Timestamp,
+}
+
+// === impl Expiry ===
+
+impl Expiry {
+    /// Returns when a token expires that lives for `life` from `now` on.
+    #[must_use]
+    pub fn after(life: Duration, now: Timestamp) -> Self {
+        let life = SignedDuration::try_from(life).unwrap_or(SignedDuration::MAX);
+        Self {
+            at: now.checked_add(life).unwrap_or(Timestamp::MAX),
+            since_boot: since_boot().saturating_add(life),
+        }
+    }
+
+    /// Returns the time on the wall clock.
+    #[must_use]
+    pub fn at(self) -> Timestamp {
+        self.at
+    }
+
+    /// Corrects the time if the wall clock, which says `now`, has been set.
+    pub fn correct(&mut self, now: Timestamp) {
+        let left = self.since_boot.saturating_sub(since_boot());
+        if let Ok(at) = now.checked_add(left)
+            && at.duration_since(self.at).abs() > EXPIRY_TOLERANCE
+        {
+            self.at = at;
+        }
+    }
+}
+
+fn since_boot() -> SignedDuration {
+    SignedDuration::try_from(clock::since_boot()).unwrap_or(SignedDuration::MAX)
 }
 
 // === impl Options ===
@@ -199,5 +248,32 @@ impl Endpoint {
             Self::Alert => "alert",
             Self::Clients => "clients",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::ToSpan as _;
+
+    use super::*;
+
+    /// A rule takes a change for a new token.
+    #[test]
+    fn the_expiry_of_a_token_follows_a_clock_that_is_set_and_no_other() {
+        let now = clock::now();
+        let mut expiry = Expiry::after(Duration::from_secs(7200), now);
+        assert_eq!(expiry.at(), now + 2.hours());
+        for set in [now + 1.hour(), now - 9600.hours(), now] {
+            expiry.correct(set);
+            let told = expiry.at();
+            let off = told.duration_since(set + 2.hours());
+            assert!(off.abs() < EXPIRY_TOLERANCE, "{off:?}");
+            for slewed in [-1, 0, 1] {
+                expiry.correct(set + slewed.seconds());
+                assert_eq!(expiry.at(), told);
+            }
+        }
+        expiry.correct(Timestamp::MAX);
+        expiry.correct(Timestamp::MIN);
     }
 }

@@ -17,8 +17,8 @@ use crate::{
     identity::Tenant,
     logging,
     opsramp::{
-        Allowances, Client, Endpoint, Error, Observer, Page, RateLimit, SearchRequest, Urgency,
-        alert::Alert,
+        Allowances, Client, Endpoint, Error, Expiry, Observer, Page, RateLimit, SearchRequest,
+        Urgency, alert::Alert,
     },
     plain::plain,
     poll::{self, Facts, LookedUp, SearchOptions, WITHOUT_NEWS},
@@ -519,7 +519,7 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 impl Observer for Unobserved {
     fn request(&self, _: Endpoint, _: Option<u16>, _: std::time::Duration) {}
     fn token_requested(&self) {}
-    fn token_obtained(&self, _: std::time::Duration, _: jiff::Timestamp) {}
+    fn token_obtained(&self, _: std::time::Duration, _: Expiry) {}
     fn token_failed(&self, _: &'static str, _: &Error) {}
     fn rate_limit(&self, _: &str, _: RateLimit) {}
     fn throttled(&self, _: &str, _: std::time::Duration) {}

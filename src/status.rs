@@ -13,7 +13,13 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::RwLock;
 
-use crate::{clock, identity::SearchKey, opsramp::RateLimit, store::Lease, track::GroupLabel};
+use crate::{
+    clock,
+    identity::SearchKey,
+    opsramp::{Expiry, RateLimit},
+    store::Lease,
+    track::GroupLabel,
+};
 
 /// How many polls a search's history keeps.
 pub const HISTORY: usize = 10;
@@ -117,7 +123,7 @@ pub struct AccountStatus {
     /// How long the last successful token request took.
     pub auth_latency: Option<Duration>,
     /// When the current token expires.
-    pub token_expires: Option<Timestamp>,
+    pub token_expiry: Option<Expiry>,
     /// Why no token was obtained when it was last tried; `None` once one is, or once the API accepts
     /// the one before again. The current token may still live.
     pub auth_error: Option<String>,
@@ -239,10 +245,17 @@ impl Board {
         self.touch();
     }
 
-    /// Returns every account, in the order of their names.
+    /// Returns every account, in the order of their names. `now`: what the wall clock says, by
+    /// which the expiry of tokens is corrected.
     #[must_use]
-    pub fn accounts(&self) -> BTreeMap<Arc<str>, AccountStatus> {
-        self.0.accounts.read().clone()
+    pub fn accounts(&self, now: Timestamp) -> BTreeMap<Arc<str>, AccountStatus> {
+        let mut accounts = self.0.accounts.write();
+        for status in accounts.values_mut() {
+            if let Some(expiry) = &mut status.token_expiry {
+                expiry.correct(now);
+            }
+        }
+        accounts.clone()
     }
 
     /// Returns what is known of partners' clients, for each account that has them looked up.

@@ -668,7 +668,7 @@ impl Observer for Seen {
 
     fn token_requested(&self) {}
 
-    fn token_obtained(&self, _: Duration, _: Timestamp) {}
+    fn token_obtained(&self, _: Duration, _: opsramp::Expiry) {}
 
     fn token_failed(&self, _: &'static str, _: &Error) {}
 

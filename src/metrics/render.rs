@@ -65,7 +65,7 @@ pub(super) fn render(metrics: &Metrics, now: Timestamp, size_hint: usize) -> Str
     write_results(&mut exposition, &searches, now);
     write_polls(&mut exposition, &searches);
     drop(searches);
-    let accounts = accounts(metrics);
+    let accounts = accounts(metrics, now);
     write_accounts(&mut exposition, &accounts);
     write_allowances(&mut exposition, &accounts, &mut tenants);
     drop(accounts);
@@ -105,8 +105,8 @@ fn searches(metrics: &Metrics, tenants: &mut TenantNames) -> Vec<Search> {
         .collect()
 }
 
-fn accounts(metrics: &Metrics) -> Vec<Account> {
-    let mut on_board = metrics.0.board.accounts();
+fn accounts(metrics: &Metrics, now: Timestamp) -> Vec<Account> {
+    let mut on_board = metrics.0.board.accounts(now);
     metrics
         .0
         .accounts
@@ -287,8 +287,8 @@ fn write_accounts(exposition: &mut Exposition, accounts: &[Account]) {
     }
     let mut samples = exposition.family(&catalog::TOKEN_EXPIRY);
     for account in accounts {
-        if let Some(expires) = account.status.token_expires {
-            samples.put(&account.labels, seconds(expires));
+        if let Some(expiry) = account.status.token_expiry {
+            samples.put(&account.labels, seconds(expiry.at()));
         }
     }
     let mut samples = exposition.family(&catalog::API_REQUESTS);

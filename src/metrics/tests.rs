@@ -23,6 +23,11 @@ fn now() -> Timestamp {
     "2026-11-23T21:00:00Z".parse().unwrap()
 }
 
+/// Of a token that lives for so many hours from [`now`] on.
+fn expiry(hours: u64) -> Expiry {
+    Expiry::after(Duration::from_secs(hours * 60 * 60), now())
+}
+
 fn key(account: &str, id: &str, tenant: &str, search: &str) -> SearchKey {
     SearchKey {
         account: account.into(),
@@ -293,15 +298,15 @@ fn why_there_is_no_token_stays_until_none_is_needed() {
     let board = Board::default();
     let metrics = Metrics::new(board.clone(), BUILD);
     let account = metrics.register_account(&"acme".into());
-    let error = || board.accounts()["acme"].auth_error.clone();
+    let error = || board.accounts(now())["acme"].auth_error.clone();
     account.token_failed(
         "throttled",
         &opsramp::Error::Throttled { retry_after: None },
     );
     account.token_lost();
-    account.token_regained(now() + 1.hours(), true);
+    account.token_regained(expiry(1), true);
     assert!(error().is_some());
-    account.token_regained(now() + 1.hours(), false);
+    account.token_regained(expiry(1), false);
     assert_eq!(error(), None);
 }
 
@@ -314,7 +319,7 @@ fn what_happens_on_the_wire_is_counted_and_shown() {
     let error = opsramp::Error::Throttled { retry_after: None };
     account.token_failed("rejected", &error);
     account.token_requested();
-    account.token_obtained(Duration::from_millis(120), now() + 2.hours());
+    account.token_obtained(Duration::from_millis(120), expiry(2));
     account.request(Endpoint::Token, Some(200), Duration::from_millis(120));
     account.request(Endpoint::Search, Some(418), Duration::from_millis(20));
     account.request(Endpoint::Search, None, Duration::from_secs(30));
@@ -440,7 +445,7 @@ fn the_series_of_what_is_gone_disappear() {
     metrics.remove_account("acme");
     metrics.remove_sink("file");
     // A request was under way when the account was removed, and ends now.
-    account.token_obtained(Duration::from_secs(1), now());
+    account.token_obtained(Duration::from_secs(1), expiry(0));
     account.rate_limit("client_2", seen);
     metrics.sink_delivered("file", 1);
     let text = render(&metrics, now());
@@ -452,7 +457,7 @@ fn the_series_of_what_is_gone_disappear() {
     ] {
         assert!(about(&text, gone).is_empty(), "{gone}: {text}");
     }
-    assert!(metrics.0.board.accounts().is_empty());
+    assert!(metrics.0.board.accounts(now()).is_empty());
 }
 
 #[test]
@@ -527,12 +532,28 @@ fn sinks_the_log_and_the_configuration_are_shown() {
 }
 
 #[test]
+fn the_expiry_of_a_token_is_shown_on_the_wall_clock_as_it_is_now() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    let account = metrics.register_account(&"acme".into());
+    account.token_obtained(Duration::from_secs(1), expiry(2));
+    let shown = |now| -> f64 {
+        let text = render(&metrics, now);
+        let sample = &about(&text, "opsramp_token_expiry")[0];
+        sample.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let set = now() - 30.hours();
+    let told = shown(set);
+    assert!((told - seconds(set + 2.hours())).abs() < 5.0, "{told}");
+    assert!((shown(set + 1.seconds()) - told).abs() < f64::EPSILON);
+}
+
+#[test]
 fn every_family_is_in_the_catalogue_and_every_one_of_it_can_be_seen() {
     let metrics = Metrics::new(Board::default(), BUILD);
     metrics.register_search(&retail());
     metrics.0.board.set_search(up(&retail()));
     let account = metrics.register_account(&"acme".into());
-    account.token_obtained(Duration::from_secs(1), now());
+    account.token_obtained(Duration::from_secs(1), expiry(0));
     let seen = RateLimit {
         limit: 50,
         remaining: 48,

@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, header};
 
 use super::{
-    Endpoint, Observer, Options,
+    Endpoint, Expiry, Observer, Options,
     allowance::{Allowance, Allowances, Hints, Reservation, Share, Urgency},
     error::Error,
     http::{Exchanged, Failed, Http, OnTheWire, bearer, redirect_or_excerpt},
@@ -455,9 +455,9 @@ impl Client {
             .note_accepted(token, endpoint.as_str(), tenant);
         // The API may accept a token again that it refused before.
         if self.0.token_lost.swap(false, Ordering::Relaxed) {
-            let expires_at = clock::now() + token.remaining();
+            let expiry = Expiry::after(token.remaining(), clock::now());
             let is_renewal_due = token.is_renewal_due();
-            self.0.observer.token_regained(expires_at, is_renewal_due);
+            self.0.observer.token_regained(expiry, is_renewal_due);
         }
     }
 
@@ -531,7 +531,6 @@ mod tests {
 
     use flate2::{Compression, write::GzEncoder};
     use futures_util::FutureExt as _;
-    use jiff::Timestamp;
     use parking_lot::Mutex;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -566,13 +565,13 @@ mod tests {
             self.0.lock().push((endpoint, status));
         }
         fn token_requested(&self) {}
-        fn token_obtained(&self, _: Duration, _: Timestamp) {
+        fn token_obtained(&self, _: Duration, _: Expiry) {
             self.1.lock().push("obtained");
         }
         fn token_lost(&self) {
             self.1.lock().push("lost");
         }
-        fn token_regained(&self, _: Timestamp, _: bool) {
+        fn token_regained(&self, _: Expiry, _: bool) {
             self.1.lock().push("regained");
         }
         fn token_failed(&self, reason: &'static str, _: &Error) {

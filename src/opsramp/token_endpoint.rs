@@ -6,7 +6,7 @@ use reqwest::{Method, Url, header};
 use serde::Deserialize;
 
 use super::{
-    Endpoint, Observer, Options,
+    Endpoint, Expiry, Observer, Options,
     allowance::Hints,
     error::Error,
     http::{Failed, Http, OnTheWire, redirect_or_excerpt},
@@ -80,7 +80,8 @@ impl Issuer for TokenEndpoint {
         let took = on_the_wire.end(status);
         match asked {
             Ok((token, life, scope)) => {
-                self.observer.token_obtained(took, clock::now() + life);
+                let expiry = Expiry::after(life, clock::now());
+                self.observer.token_obtained(took, expiry);
                 Ok(Grant {
                     token,
                     life,

@@ -619,6 +619,7 @@ fn accounts_of(clients: &[(Client, AccountMetrics)]) -> impl Iterator<Item = &Ar
 mod tests {
     use super::*;
     use crate::{
+        clock,
         poll::testing::{NOBODY, account_options, metrics, open_store, plan, search_options},
         secret::SecretSource,
         simulator::{self, DEMO_KEY, DEMO_SECRET, Simulator},
@@ -709,8 +710,8 @@ mod tests {
         pollers.discard(&prepared);
         old.token().await.unwrap();
         let expires = |pollers: &Pollers| {
-            let accounts = pollers.board.accounts();
-            accounts.get("default").and_then(|it| it.token_expires)
+            let accounts = pollers.board.accounts(clock::now());
+            accounts.get("default").and_then(|it| it.token_expiry)
         };
         assert!(expires(&pollers).is_some());
         pollers.apply(plan(90)).await.unwrap();
@@ -745,7 +746,11 @@ mod tests {
         pollers.apply(plan(account, Vec::new())).await.unwrap();
         let client = pollers.clients["default"].client.clone();
         client.token().await.unwrap();
-        let error = || pollers.board.accounts()["default"].auth_error.clone();
+        let error = || {
+            pollers.board.accounts(clock::now())["default"]
+                .auth_error
+                .clone()
+        };
         assert_eq!(error(), None);
 
         std::fs::remove_file(&secret).unwrap();

@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     identity::{SearchKey, Tenant},
     metrics::BuildInfo,
-    opsramp::{self, Observer as _, RateLimit},
+    opsramp::{self, Expiry, Observer as _, RateLimit},
     record::AlertFields,
     status::{DiscoveryStatus, PartnerStatus, PollError, PollSummary, SearchResult, SearchStatus},
     store::{AlertFilter, OpenAlert, StoredAlert},
@@ -259,7 +259,8 @@ fn key(id: &str, tenant: &str) -> SearchKey {
 /// Makes a working account known to the site.
 fn see_account(site: &Site) {
     let account = site.metrics.register_account(&"acme".into());
-    account.token_obtained(Duration::from_millis(143), now() + 2.hours());
+    let expiry = Expiry::after(Duration::from_secs(7200), now());
+    account.token_obtained(Duration::from_millis(143), expiry);
     let seen = RateLimit {
         limit: 50,
         remaining: 17,

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::{
     metrics::BuildInfo,
+    opsramp::Expiry,
     status::{Board, PollError, PollSummary, SearchStatus},
 };
 
@@ -177,7 +178,7 @@ impl StatusView {
                 .collect(),
             searches_total,
             troubled,
-            accounts: accounts(board, &all, &tenants, filter),
+            accounts: accounts(board, &all, &tenants, filter, now),
             sinks: sinks(board),
         }
     }
@@ -188,6 +189,7 @@ fn accounts(
     searches: &[Arc<SearchStatus>],
     tenants: &BTreeMap<(Arc<str>, Arc<str>), Arc<str>>,
     filter: &SearchFilter,
+    now: Timestamp,
 ) -> Vec<AccountView> {
     let name_of = |account: &Arc<str>, id: &str| {
         let key = (Arc::clone(account), Arc::from(id));
@@ -200,12 +202,12 @@ fn accounts(
         .map(|status| &status.key.account)
         .collect();
     board
-        .accounts()
+        .accounts(now)
         .into_iter()
         .filter(|(name, _)| equal(filter.account.as_deref(), name))
         .map(|(name, status)| AccountView {
             auth_latency_seconds: status.auth_latency.map(|latency| latency.as_secs_f64()),
-            token_expires_at: status.token_expires,
+            token_expires_at: status.token_expiry.map(Expiry::at),
             auth_error: status
                 .auth_error
                 .filter(|_| status.discovery.is_some() || asking.contains(&name)),

@@ -114,7 +114,8 @@ impl Reloading {
     /// Returns what the account's look-ups have found.
     fn discovery(&self) -> Option<DiscoveryStatus> {
         let name = &self.plan.accounts[0].options.name;
-        self.board.accounts().get(name)?.discovery.clone()
+        let mut discoveries = self.board.discoveries().into_iter();
+        Some(discoveries.find(|(account, _)| account == name)?.1)
     }
 
     /// Returns the tenants that are polled.
