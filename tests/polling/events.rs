@@ -505,9 +505,12 @@ async fn alerts_that_were_there_before_can_be_skipped() {
     let simulator = start(world(250)).await;
     let mut plan = plan(&simulator.url());
     plan.at_first_start = AtFirstStart::Skip;
+    plan.fetch_details = true;
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     assert_eq!(exporter.events().await.len(), 0);
+    // Their details would be for nothing, and later alerts would lack theirs.
+    assert_eq!(simulator.requests().count(Endpoint::Alert), 0);
     simulator.open_many(DEMO_TENANT, 2).unwrap();
     exporter.wait_for("opened", 2).await;
     let old = open_alerts(&simulator)[200];

@@ -175,14 +175,17 @@ impl Running {
         let sightings = reading::sightings(&page.alerts);
         let facts = Facts::of(request, &page);
         let delta = self.compare(purpose, &page, &sightings).await?;
-        let beyond = self.beyond(purpose, &page, &sightings, &delta).await?;
+        let clock_ahead = answer.clock_ahead().filter(is_credible).unwrap_or_default();
+        let beyond = self
+            .beyond(purpose, &page, &sightings, &delta, clock_ahead)
+            .await?;
         let details = beyond.parse_details(&page.alerts);
         let found = Found {
             page: &page,
             sightings: &sightings,
             beyond: &beyond,
             details: &details,
-            clock_ahead: answer.clock_ahead().filter(is_credible).unwrap_or_default(),
+            clock_ahead,
         };
         let now = clock::now();
         let News {
@@ -238,6 +241,7 @@ impl Running {
         page: &Page<'_>,
         sightings: &[Sighting<'_>],
         delta: &Delta,
+        clock_ahead: SignedDuration,
     ) -> Result<Beyond, Failure> {
         let (search, held) = (&self.search, self.held);
         let ordinals = if self.has_departed && !delta.opened.is_empty() {
@@ -247,7 +251,13 @@ impl Running {
         };
         let began = Instant::now();
         let deadline = began + self.details_time.left(purpose);
-        let details = search.details(purpose, &delta.opened, &page.alerts, deadline);
+        // Details are for lines, and an alert from before the first start may get none.
+        let is_logged = |place: &usize| {
+            let created_at = reading::time(&page.alerts[*place].created_date);
+            !self.is_before_our_time(created_at, clock_ahead)
+        };
+        let logged: Vec<usize> = delta.opened.iter().copied().filter(is_logged).collect();
+        let details = search.details(purpose, &logged, &page.alerts, deadline);
         let details = search.heartbeat.beat_after(details).await;
         self.details_time.spend(purpose, began.elapsed());
         let stored = search.stored_details(held, delta, sightings).await?;
@@ -322,7 +332,7 @@ impl Running {
                 body: bodies.body(|out| fields.write_stored(out)),
             });
             let silent = kind == Some(EventKind::Opened)
-                && self.is_before_our_time(&fields, found.clock_ahead);
+                && self.is_before_our_time(fields.created_at, found.clock_ahead);
             let Some(kind) = kind.filter(|_| !silent) else {
                 continue;
             };
@@ -471,14 +481,16 @@ impl Running {
 
     /// Whether an alert is to be recorded without a line: with `at_first_start: skip`, if it is
     /// from before the search's first start.
-    fn is_before_our_time(&self, fields: &AlertFields<'_>, clock_ahead: SignedDuration) -> bool {
+    fn is_before_our_time(
+        &self,
+        created_at: Option<Timestamp>,
+        clock_ahead: SignedDuration,
+    ) -> bool {
         // The API dates alerts by its own clock, and to the second.
         let first_seen = self.first_seen.as_second() + clock_ahead.as_secs();
         !self.primed
             && self.search.shared.at_first_start == AtFirstStart::Skip
-            && fields
-                .created_at
-                .is_none_or(|at| at.as_second() < first_seen)
+            && created_at.is_none_or(|at| at.as_second() < first_seen)
     }
 
     pub(super) fn journal_event(
@@ -585,7 +597,7 @@ impl Search {
         Ok(fields.collect())
     }
 
-    /// Asks for the own pages of new alerts. Returns those that come in time.
+    /// Asks for the own pages of new alerts, which get a line. Returns those that come in time.
     async fn details(
         &self,
         purpose: &Purpose,
