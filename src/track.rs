@@ -18,7 +18,7 @@ mod groups;
 
 pub use groups::{GroupLabel, OTHER};
 
-use groups::{GroupId, Groups};
+use groups::{GroupId, Groups, OVERFLOW};
 
 /// An alert as a page shows it, reduced to what tells whether something happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +216,35 @@ impl Tracker {
         }
     }
 
+    /// Moves alerts of a page that are counted under [`OTHER`] into their own groups, if there is
+    /// room by now. `group_of` returns an alert's values by its place on the page; `None` if the
+    /// page does not tell them all.
+    pub fn regroup<'a>(
+        &mut self,
+        page: &[Sighting<'_>],
+        group_of: impl Fn(usize, &KnownState) -> Option<Vec<Cow<'a, str>>>,
+    ) {
+        if !self.groups.has_overflow() {
+            return;
+        }
+        for (place, sighting) in page.iter().enumerate() {
+            // Another digest is that of an older form.
+            let is_movable =
+                |entry: &&Entry| entry.group == OVERFLOW && entry.digest == sighting.digest;
+            let known = self.find(sighting.id).filter(is_movable);
+            let known = known.map(|entry| self.state_of(entry));
+            let Some(values) = known.and_then(|known| group_of(place, &known)) else {
+                continue;
+            };
+            let id = Id::new(sighting.id);
+            let hash = id.hash(self.seed);
+            if let Some(entry) = self.alerts.find_mut(hash, |entry| entry.id == id) {
+                let is_hidden = entry.is_leaving();
+                entry.group = self.groups.change(OVERFLOW, &values, is_hidden);
+            }
+        }
+    }
+
     /// Notes that an alert has been seen in the present reading.
     pub fn mark_seen(&mut self, id: &str) {
         let (id, reading) = (Id::new(id), self.reading);
@@ -362,12 +391,12 @@ impl Tracker {
             created_at,
             group,
         } = known;
-        let entry = Entry {
+        let mut entry = Entry {
             id: Id::new(sighting.id),
             digest: sighting.digest,
             created_at: created_at.unwrap_or(NO_DATE),
             ordinal,
-            group: self.groups.add(&group),
+            group: OVERFLOW,
             seen_in: 0,
             state: self.words.intern(sighting.state),
             status: self.words.intern(sighting.status),
@@ -378,11 +407,12 @@ impl Tracker {
         let hash_of = |other: &Entry| other.id.hash(seed);
         match self.alerts.entry(hash_of(&entry), is_same, hash_of) {
             hash_table::Entry::Vacant(place) => {
+                entry.group = self.groups.add(&group);
                 place.insert(entry);
             }
             hash_table::Entry::Occupied(mut place) => {
-                let old = std::mem::replace(place.get_mut(), entry);
-                let entry = place.get_mut();
+                let old = place.get_mut();
+                entry.group = self.groups.change(old.group, &group, old.is_leaving());
                 entry.seen_in = old.seen_in;
                 if entry.state == UNKNOWN {
                     entry.state = old.state;
@@ -390,14 +420,10 @@ impl Tracker {
                 if entry.status == UNKNOWN {
                     entry.status = old.status;
                 }
-                if old.is_leaving() {
-                    self.groups.show(old.group);
-                    self.groups.hide(place.get().group);
-                }
-                self.groups.remove(old.group);
                 if self.oldest == Oldest::Known(Some(old.created_at)) {
                     self.oldest = Oldest::Stale;
                 }
+                *old = entry;
             }
         }
         if let Oldest::Known(oldest) = self.oldest

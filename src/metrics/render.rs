@@ -16,7 +16,7 @@ use crate::{
     identity::{EventKind, SearchKey, Tenant},
     opsramp::Endpoint,
     status::{AccountStatus, SearchResult, SearchStatus, SinkStatus},
-    track::GroupLabel,
+    track::{GroupLabel, OTHER},
 };
 
 /// The states whose gauges exist at 0 if alerts are grouped by state alone.
@@ -162,14 +162,18 @@ fn groups(labels: &Labels, result: &SearchResult) -> Vec<(Labels, u64)> {
     let mut groups: Vec<(Labels, u64)> = Vec::with_capacity(result.groups.len() + STATES.len());
     if *result.group_by == [GroupLabel::State] {
         // The known states come first, in a fixed order.
-        let count_of = |state: &str| {
+        let count_of = |state: &str| -> u64 {
             let same = result
                 .groups
                 .iter()
                 .filter(|(values, _)| values.first().is_some_and(|value| **value == *state));
             same.map(|(_, count)| count).sum()
         };
-        groups.extend(STATES.map(|state| (labels.with("state", state), count_of(state))));
+        let counts = STATES.map(|state| (labels.with("state", state), count_of(state)));
+        // Alerts without a group of their own may be of any state, so no state is surely at 0.
+        let has_overflow = count_of(OTHER) > 0;
+        let shown = |(_, count): &(Labels, u64)| *count > 0 || !has_overflow;
+        groups.extend(counts.into_iter().filter(shown));
     }
     let known = |values: &[Arc<str>]| {
         *result.group_by == [GroupLabel::State]

@@ -219,6 +219,9 @@ fn groups_carry_the_labels_of_their_search() {
     );
     grouped("none", &[], &[(&[], 3)]);
     grouped("nothing", &[], &[]);
+    // Nobody knows the states of the others.
+    let state = [GroupLabel::State];
+    grouped("overflowing", &state, &[(&["Warning"], 2), (&["other"], 5)]);
     let text = render(&metrics, now());
     parse(&text);
     insta::assert_snapshot!(about(&text, "opsramp_open_alerts").join("\n"), @r#"
@@ -226,6 +229,8 @@ fn groups_carry_the_labels_of_their_search() {
     opsramp_open_alerts{account="acme",tenant="retail",search="both",state="Ok",priority="P3"} 2
     opsramp_open_alerts{account="acme",tenant="retail",search="none"} 3
     opsramp_open_alerts{account="acme",tenant="retail",search="nothing"} 0
+    opsramp_open_alerts{account="acme",tenant="retail",search="overflowing",state="Warning"} 2
+    opsramp_open_alerts{account="acme",tenant="retail",search="overflowing",state="other"} 5
     "#);
 }
 

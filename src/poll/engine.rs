@@ -279,6 +279,15 @@ impl Engine {
         &self.tracker
     }
 
+    /// Moves alerts of a page into their own groups, as by [`Tracker::regroup`].
+    pub fn regroup<'a>(
+        &mut self,
+        page: &[Sighting<'_>],
+        group_of: impl Fn(usize, &KnownState) -> Option<Vec<Cow<'a, str>>>,
+    ) {
+        self.tracker.regroup(page, group_of);
+    }
+
     /// When the oldest known alert was created, in seconds since the epoch.
     pub fn oldest(&mut self) -> Option<i64> {
         self.tracker.oldest_created_at()

@@ -44,8 +44,7 @@ pub(super) struct Groups {
     labels: Arc<[GroupLabel]>,
     max: usize,
     places: HashMap<Group, GroupId>,
-    /// The groups by place. The first place counts the alerts whose group found no room. Places
-    /// without alerts are free.
+    /// The groups by place, the first being [`OVERFLOW`]. Places without alerts are free.
     counts: Vec<Count>,
     free: Vec<GroupId>,
 }
@@ -58,7 +57,8 @@ struct Count {
     hidden: u64,
 }
 
-const OVERFLOW: GroupId = 0;
+/// The place for alerts whose group found no room.
+pub(super) const OVERFLOW: GroupId = 0;
 
 /// The values of a group, one for each label.
 #[derive(Debug, PartialEq, Eq)]
@@ -180,6 +180,34 @@ impl Groups {
             self.places.retain(|_, other| *other != place);
             self.free.push(place);
         }
+    }
+
+    /// Moves an alert, which may be hidden, from its group to that of its present values, and
+    /// returns that group.
+    pub(super) fn change(
+        &mut self,
+        place: GroupId,
+        values: &[Cow<'_, str>],
+        is_hidden: bool,
+    ) -> GroupId {
+        if self.places.get(&Values(values)) == Some(&place) {
+            return place;
+        }
+        if is_hidden {
+            self.show(place);
+        }
+        // The old group goes first, because it may leave its place to the new one.
+        self.remove(place);
+        let place = self.add(values);
+        if is_hidden {
+            self.hide(place);
+        }
+        place
+    }
+
+    /// Whether alerts are counted under [`OTHER`] because their groups found no room.
+    pub(super) fn has_overflow(&self) -> bool {
+        self.counts[OVERFLOW as usize].known > 0
     }
 
     /// Hides an alert, which is still known, from the counts shown.

@@ -231,6 +231,53 @@ fn groups_beyond_the_bound_are_counted_as_other_and_make_room_again() {
 }
 
 #[test]
+fn an_alert_that_changes_its_group_leaves_its_place_to_the_new_group() {
+    let mut tracker = tracker();
+    let page = [("1", "a"), ("2", "b"), ("3", "c")].map(|(id, state)| sighting(id, state, 1));
+    adopt_all(&mut tracker, &page);
+    adopt_all(&mut tracker, &[sighting("1", "d", 2)]);
+    assert_eq!(counts(&tracker), pairs(&[("b", 1), ("c", 1), ("d", 1)]));
+    tracker.mark_leaving("2");
+    adopt_all(&mut tracker, &[sighting("3", "e", 2)]);
+    assert_eq!(counts(&tracker), pairs(&[("d", 1), ("e", 1)]));
+}
+
+#[test]
+fn alerts_without_room_move_to_their_own_groups_when_they_are_seen_again() {
+    let mut tracker = tracker();
+    let states = ["a", "b", "c", "d", "d", "e", "d"];
+    let ids = ["1", "2", "3", "4", "5", "6", "7"];
+    let page: Vec<_> = ids
+        .into_iter()
+        .zip(states)
+        .map(|(id, state)| sighting(id, state, 1))
+        .collect();
+    let regroup = |tracker: &mut Tracker, page: &[Sighting<'_>]| {
+        tracker.regroup(page, |place, known| {
+            assert_eq!(*known.state, *page[place].state);
+            Some(vec![page[place].state.to_owned().into()])
+        });
+        counts(tracker)
+    };
+    adopt_all(&mut tracker, &page);
+    let full = pairs(&[("a", 1), ("b", 1), ("c", 1), ("other", 4)]);
+    assert_eq!(regroup(&mut tracker, &page), full);
+    tracker.forget("1");
+    tracker.mark_leaving("5");
+    tracker.regroup(&page, |_, _| None);
+    let shown = pairs(&[("b", 1), ("c", 1), ("other", 3)]);
+    assert_eq!(counts(&tracker), shown, "the page does not tell the values");
+    assert_eq!(regroup(&mut tracker, &[sighting("4", "d", 2)]), shown);
+    let moved = pairs(&[("b", 1), ("c", 1), ("d", 1), ("other", 2)]);
+    assert_eq!(regroup(&mut tracker, &page[..5]), moved);
+    let all = pairs(&[("b", 1), ("c", 1), ("d", 2), ("other", 1)]);
+    assert_eq!(regroup(&mut tracker, &page), all);
+    adopt_all(&mut tracker, &page[4..5]);
+    let back = pairs(&[("b", 1), ("c", 1), ("d", 3), ("other", 1)]);
+    assert_eq!(counts(&tracker), back);
+}
+
+#[test]
 fn a_group_that_is_called_other_is_counted_together_with_those_without_room() {
     let count = |page: &[Sighting<'_>]| {
         let mut tracker = tracker();

@@ -1,7 +1,7 @@
 //! What an answer tells: which alerts are new or have changed, and the lines about them. Both are
 //! stored before anything is reported.
 
-use std::{borrow::Cow, collections::HashMap, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -24,7 +24,7 @@ use crate::{
     },
     record::{AlertFields, Happening, Record},
     store::{self, Commit, Held, JournalEvent, StoredAlert},
-    track::{Delta, KnownAlert, KnownState, Sighting},
+    track::{Delta, GroupLabel, KnownAlert, KnownState, Sighting},
 };
 
 /// Time for which the lines of new alerts may wait for details: those of their own page, and those
@@ -202,6 +202,7 @@ impl Running {
         let next = self
             .engine
             .adopt(purpose, &facts, &sightings, &delta, adopted, Instant::now());
+        self.regroup(&found);
         if self.engine.sound_readings() != readings_before {
             self.search.status.last_full_read = Some(clock::now());
         }
@@ -361,6 +362,19 @@ impl Running {
             adopted,
             tally,
         }
+    }
+
+    /// Moves alerts of a page into groups of their own, if there was no room for these before.
+    fn regroup(&mut self, found: &Found<'_>) {
+        let group_by = Arc::clone(self.engine.tracker().group_by());
+        // Only the own page may have told the source, and what it said is in the store.
+        let needs_source =
+            self.search.shared.fetch_details && group_by.contains(&GroupLabel::Source);
+        self.engine.regroup(found.sightings, |place, known| {
+            let fields = found.fields(place, Some(known));
+            let tells_all = !needs_source || fields.source.is_some();
+            tells_all.then(|| reading::group(&fields, &group_by))
+        });
     }
 
     /// Waits until the commit under way has ended.
@@ -694,15 +708,14 @@ fn is_credible(clock_ahead: &SignedDuration) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use parking_lot::Mutex;
 
     use super::*;
     use crate::{
         health::Health,
         poll::{
-            search::testing::{PATIENCE, learn, running},
+            SearchOptions,
+            search::testing::{PATIENCE, learn, running, running_of, search},
             testing::open_store,
         },
         store::Store,
@@ -749,6 +762,33 @@ mod tests {
             assert_eq!(groups, [(vec!["Critical".into()], 1)], "{state:?}");
         }
         assert_eq!(learn(&mut running, &["Warning"]).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn alerts_without_room_get_a_group_of_their_own_as_soon_as_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open_store(folder.path(), store::JOURNAL_LIMIT).await;
+        let mut search = search(&store, &Health::default()).await;
+        let options = SearchOptions {
+            max_groups: 1,
+            ..(*search.options).clone()
+        };
+        search.options = Arc::new(options);
+        let mut running = running_of(search, &store).await;
+        let groups = |running: &Running| running.engine.tracker().groups();
+        // The state that an answer lacks is known.
+        for answer in [
+            ["Warning", "Warning", "Critical"],
+            ["Warning", "", "Critical"],
+        ] {
+            learn(&mut running, &answer).await.unwrap();
+            let own = (vec!["Critical".into()], 1);
+            assert_eq!(groups(&running), [own, (vec!["other".into()], 2)]);
+        }
+        learn(&mut running, &["Warning", "", "Warning"])
+            .await
+            .unwrap();
+        assert_eq!(groups(&running), [(vec!["Warning".into()], 3)]);
     }
 
     #[tokio::test]

@@ -73,7 +73,11 @@ pub(super) async fn search(store: &Store, health: &Health) -> Box<Search> {
 
 /// The same once it has been taken up.
 pub(super) async fn running(store: &Store, health: &Health) -> Running {
-    let search = search(store, health).await;
+    running_of(search(store, health).await, store).await
+}
+
+/// A search once it has been taken up.
+pub(super) async fn running_of(search: Box<Search>, store: &Store) -> Running {
     let loaded = store.take_up(&search.key, clock::now()).await.unwrap();
     let engine_options = Options {
         full_read_interval: search.options.full_read_interval,
@@ -83,7 +87,7 @@ pub(super) async fn running(store: &Store, health: &Health) -> Running {
     };
     let engine = Engine::new(
         engine_options,
-        Tracker::new([GroupLabel::State].into(), 200),
+        Tracker::new([GroupLabel::State].into(), search.options.max_groups),
     );
     let grid = Grid::new(&search.key, search.options.interval, Instant::now());
     Running::new(search, &loaded, engine, grid)
