@@ -27,7 +27,7 @@ mod token;
 mod token_endpoint;
 
 pub use allowance::{Allowances, Reservation, Urgency};
-pub use client::{Client, SearchRequest, TokenInfo};
+pub use client::{Client, SearchRequest, SentRequests, TokenInfo};
 pub use error::Error;
 pub(crate) use http::check_tls_files;
 pub use page::{Answer, ClientInfo, ClientsPage, Page};

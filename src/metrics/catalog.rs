@@ -74,7 +74,7 @@ catalog! {
     POLL_INTERVAL = Gauge "opsramp_poll_interval_seconds" SEARCH,
         "Time between two polls of the search, as configured.";
     POLL_REQUESTS = Gauge "opsramp_poll_requests" SEARCH,
-        polled!("API requests that the last poll of the search took.");
+        polled!("API requests that the last poll of the search took, those for details and repeated ones included; token requests and those of full reads are not.");
     POLL_LAST_SUCCESS = Gauge "opsramp_poll_last_success_timestamp_seconds" SEARCH,
         polled!("When the last successful poll of the search ended; absent before the first one.");
     FULL_READ_LAST_SUCCESS = Gauge "opsramp_full_read_last_success_timestamp_seconds" SEARCH,

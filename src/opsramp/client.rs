@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -43,7 +43,11 @@ const SAFE_PAGE_SIZE: u32 = 100;
 
 /// The client of one account. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Client(Arc<Inner>);
+pub struct Client(Arc<Inner>, Option<SentRequests>);
+
+/// The number of requests that have been sent. Cheap to clone; all clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct SentRequests(Arc<AtomicU64>);
 
 #[derive(Debug)]
 struct Inner {
@@ -131,6 +135,20 @@ impl SearchRequest {
     }
 }
 
+// === impl SentRequests ===
+
+impl SentRequests {
+    /// Returns how many there have been.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 // === impl Client ===
 
 impl Client {
@@ -147,7 +165,7 @@ impl Client {
         let http = Http::new(options).await?;
         let issuer = TokenEndpoint::new(http.clone(), observer.clone());
         let tokens = Tokens::new(Arc::clone(&http.options.name), issuer);
-        Ok(Self(Arc::new(Inner {
+        let inner = Inner {
             http,
             tokens,
             observer,
@@ -155,7 +173,15 @@ impl Client {
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
             server,
             allowances: allowances.clone(),
-        })))
+        };
+        Ok(Self(Arc::new(inner), None))
+    }
+
+    /// The same client, whose requests are counted in `sent`: each time that one is sent, but not
+    /// those for tokens.
+    #[must_use]
+    pub fn counting(&self, sent: SentRequests) -> Self {
+        Self(Arc::clone(&self.0), Some(sent))
     }
 
     /// The account's name.
@@ -362,6 +388,9 @@ impl Client {
             .timeout(timeout)
             .header(header::AUTHORIZATION, bearer(&token.secret));
         let on_the_wire = OnTheWire::begin(call.endpoint, &**observer);
+        if let Some(sent) = &self.1 {
+            sent.add();
+        }
         let limit = match call.endpoint {
             Endpoint::Alert => http.options.max_response_size.min(MAX_ALERT_ANSWER),
             _ => http.options.max_response_size,

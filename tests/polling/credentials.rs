@@ -35,6 +35,9 @@ async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_aske
     exporter.wait_for_poll().await;
     assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
     assert_eq!(simulator.requests().count(Endpoint::Token), 2);
+    let status = exporter.status();
+    let most = status.polls.iter().map(|poll| poll.requests).max();
+    assert_eq!(most, Some(2), "the repeated request counts");
 
     simulator.set_options(|options| options.stale_tokens = true);
     simulator.world(|world, _| world.revoke_tokens(None));

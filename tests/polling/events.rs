@@ -600,6 +600,11 @@ async fn details_bring_the_description() {
             .iter()
             .all(|event| event["description"].is_string())
     );
+    eventually("the requests for details count as the poll's", || async {
+        let polls = &exporter.status().polls;
+        polls.iter().any(|poll| poll.requests == 1 + 3)
+    })
+    .await;
     // A page that hangs delays a line by two seconds at most.
     simulator
         .inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert));

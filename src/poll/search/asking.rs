@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Reply, Request, Running};
 use crate::{
-    opsramp::{self, Answer, SearchRequest, Urgency},
+    opsramp::{self, Answer, Client, SearchRequest, Urgency},
     poll::{
         engine::{Purpose, Question},
         full_read::Facts,
@@ -88,7 +88,7 @@ impl Running {
             page_size,
             sorted,
         };
-        let client = self.search.client.clone();
+        let client = self.client(&purpose);
         let tenant = Arc::clone(&self.search.key.tenant.id);
         Box::pin(async move {
             let asked = Instant::now();
@@ -100,6 +100,15 @@ impl Running {
                 took: asked.elapsed(),
             }
         })
+    }
+
+    /// The client for requests of this purpose. Those of a poll are counted.
+    pub(super) fn client(&self, purpose: &Purpose) -> Client {
+        let client = &self.search.client;
+        match &self.poll {
+            Some(poll) if *purpose == Purpose::Poll => client.counting(poll.sent.clone()),
+            _ => client.clone(),
+        }
     }
 
     /// Returns the paging to ask with after a poll's request has failed, if another try may help.

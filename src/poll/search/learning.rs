@@ -14,7 +14,7 @@ use crate::{
     clock,
     health::Notice,
     identity::EventKind,
-    opsramp::{Answer, Page, SearchRequest, Urgency, alert::Alert},
+    opsramp::{Answer, Client, Page, SearchRequest, Urgency, alert::Alert},
     poll::{
         AtFirstStart,
         bodies::Bodies,
@@ -258,7 +258,8 @@ impl Running {
             !self.is_before_our_time(created_at, clock_ahead)
         };
         let logged: Vec<usize> = delta.opened.iter().copied().filter(is_logged).collect();
-        let details = search.details(purpose, &logged, &page.alerts, deadline);
+        let client = self.client(purpose);
+        let details = search.details(&client, purpose, &logged, &page.alerts, deadline);
         let details = search.heartbeat.beat_after(details).await;
         self.details_time.spend(purpose, began.elapsed());
         let stored = search.stored_details(held, delta, sightings).await?;
@@ -614,6 +615,7 @@ impl Search {
     /// Asks for the own pages of new alerts, which get a line. Returns those that come in time.
     async fn details(
         &self,
+        client: &Client,
         purpose: &Purpose,
         opened: &[usize],
         alerts: &[Alert<'_>],
@@ -635,7 +637,6 @@ impl Search {
                 (*place, alerts[*place].id.clone().into_owned(), urgency)
             })
             .collect();
-        let client = &self.client;
         let tenant = &self.key.tenant.id;
         stream::iter(asked)
             .map(|(place, id, urgency)| async move {

@@ -11,7 +11,8 @@ use super::{
     patience,
 };
 use crate::{
-    clock, opsramp,
+    clock,
+    opsramp::{self, SentRequests},
     poll::{
         engine::{FailedPage, Next, Purpose},
         schedule,
@@ -23,7 +24,8 @@ use crate::{
 pub(super) struct Poll {
     started: Timestamp,
     began: Instant,
-    requests: u64,
+    /// What it has sent, also for details and if a request was repeated.
+    pub(super) sent: SentRequests,
     events: u64,
     /// Whether the engine has learned from the first page.
     pub(super) has_first_page: bool,
@@ -52,7 +54,7 @@ impl Running {
         self.poll = Some(Poll {
             started: clock::now(),
             began: now,
-            requests: 0,
+            sent: SentRequests::default(),
             events: 0,
             has_first_page: false,
         });
@@ -73,9 +75,6 @@ impl Running {
             return None;
         };
         self.await_commit_quietly().await;
-        if let Some(poll) = &mut self.poll {
-            poll.requests += 1;
-        }
         let answered = answer.as_ref().ok();
         let empty_trial = answered.and_then(|answer| self.empty_trial(&request, answer));
         if let Some(EmptyTrial::Failed { less }) = empty_trial {
@@ -219,12 +218,13 @@ impl Running {
         let took = poll.began.elapsed();
         self.search.metrics.poll_ended(took);
         let succeeded = outcome.is_ok();
-        self.search.status.last_requests = poll.requests;
+        let requests = poll.sent.count();
+        self.search.status.last_requests = requests;
         self.search.status.polls.truncate(HISTORY - 1);
         self.search.status.polls.push_front(PollSummary {
             started: poll.started,
             took,
-            requests: poll.requests,
+            requests,
             outcome: outcome.map(|()| poll.events),
         });
         self.search.status.first_attempt_over = true;
@@ -281,6 +281,8 @@ mod tests {
         }
 
         async fn answer(&mut self, page: u64, answer: Result<Answer, Error>) -> Option<Request> {
+            // The request itself is dropped unsent.
+            self.running.poll.as_ref().unwrap().sent.add();
             let reply = reply(&self.running, Purpose::Poll, page, answer);
             self.running.poll_answered(reply).await
         }
