@@ -69,8 +69,6 @@ fn log_record(record: &Record<'_>) -> LogRecord {
             // These keys have fields of their own, in the record or in its resource.
             "timestamp" | "message" | "account" | "tenant" | "level" => return,
             "event_id" => "log.record.uid".to_owned(),
-            // Without this attribute, Loki derives a level from the number, and calls 18 an error.
-            "severity" => "severity".to_owned(),
             key => format!("opsramp.{key}"),
         };
         let value = match value {
@@ -81,6 +79,10 @@ fn log_record(record: &Record<'_>) -> LogRecord {
             },
             Value::Json(raw) => any_value::Value::StringValue(raw.get().to_owned()),
         };
+        if key == "severity" {
+            // Without this attribute, Loki derives a level from the number, and calls 18 an error.
+            attributes.push(attribute(key.to_owned(), value.clone()));
+        }
         attributes.push(attribute(name, value));
     });
     // No alert is from before 1970.

@@ -239,11 +239,14 @@ async fn a_record_arrives_with_everything_in_its_place() {
     assert_eq!(record.time_unix_nano, 1_772_360_430_123_000_000);
     assert_eq!(record.observed_time_unix_nano, record.time_unix_nano);
     let keys: Vec<_> = record.attributes.iter().map(|it| it.key.as_str()).collect();
-    insta::assert_snapshot!(keys.join(" "), @"severity opsramp.event log.record.uid opsramp.search opsramp.alert_id opsramp.state opsramp.status opsramp.previous_state opsramp.previous_status opsramp.reason opsramp.description opsramp.metric opsramp.component opsramp.problem_area opsramp.alert_type opsramp.event_type opsramp.source opsramp.priority opsramp.resource_id opsramp.resource_name opsramp.resource_type opsramp.resource_ip opsramp.client_id opsramp.client_name opsramp.incident_id opsramp.inference_id opsramp.repeat_count opsramp.created_at opsramp.updated_at opsramp.alert");
+    insta::assert_snapshot!(keys.join(" "), @"severity opsramp.severity opsramp.event log.record.uid opsramp.search opsramp.alert_id opsramp.state opsramp.status opsramp.previous_state opsramp.previous_status opsramp.reason opsramp.description opsramp.metric opsramp.component opsramp.problem_area opsramp.alert_type opsramp.event_type opsramp.source opsramp.priority opsramp.resource_id opsramp.resource_name opsramp.resource_type opsramp.resource_ip opsramp.client_id opsramp.client_name opsramp.incident_id opsramp.inference_id opsramp.repeat_count opsramp.created_at opsramp.updated_at opsramp.alert");
     assert_eq!(
         attribute(&record.attributes, "log.record.uid"),
         full().event_id.to_string()
     );
+    for key in ["severity", "opsramp.severity"] {
+        assert_eq!(attribute(&record.attributes, key), "critical");
+    }
     assert_eq!(attribute(&record.attributes, "opsramp.repeat_count"), "3");
     assert_eq!(
         attribute(&record.attributes, "opsramp.alert"),
