@@ -210,9 +210,9 @@ pub(super) enum GroupLabel {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Log {
-    /// Which events are logged.
+    /// Which events are logged; `[]` for none: gauges alone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), extend("default" = ["opened"], "uniqueItems" = true))]
+    #[schemars(extend("default" = ["opened"], "uniqueItems" = true))]
     pub(super) events: Option<Vec<Event>>,
     /// What becomes of alerts that are open when there is no state yet: `emit` logs them as
     /// opened, `skip` takes note of them without a line.

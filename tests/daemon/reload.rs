@@ -111,6 +111,43 @@ async fn tenants_and_searches_come_and_go_without_a_line_lost_or_repeated() {
     assert_eq!(ids.len(), 10);
 }
 
+/// Gauges alone: what opens meanwhile is known, and is not logged when events are named later.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_event_is_logged_alerts_are_known_all_the_same() {
+    let opsramp = opsramp(3).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["log"]["events"] = json!([]);
+    place.config["log"]["fetch_details"] = json!(true);
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    let old = opsramp.open_many(DEMO_TENANT, 1).unwrap()[0];
+    exporter
+        .wait_for("four have opened", |metrics| {
+            metrics.sum("opsramp_alert_events_total{") == 4.0
+        })
+        .await;
+    opsramp.act(old, Action::Close).unwrap();
+    let metrics = exporter
+        .wait_for("one has left", |metrics| {
+            metrics.sum("opsramp_alert_events_total{") == 5.0
+        })
+        .await;
+    assert_eq!(metrics.sum("opsramp_open_alerts{"), 3.0);
+    let asked = opsramp.requests().count(Endpoint::Alert);
+    assert_eq!(asked, 0, "nobody reads details and reasons");
+
+    place.config["log"]["events"] = json!(["opened"]);
+    exporter.reload(&place).await;
+    let new = opsramp.open_many(DEMO_TENANT, 1).unwrap()[0];
+    wait_for_lines(&exporter, "one has opened", 1).await;
+    let ended = exporter.stop().await;
+    let ids = ended.stdout.iter().map(|line| {
+        let record = check_record(line);
+        record.text("alert_id").to_owned()
+    });
+    assert_eq!(ids.collect::<Vec<_>>(), [new.number().to_string()]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interval_that_changes_is_kept_from_then_on() {
     let opsramp = opsramp(1).await;

@@ -32,11 +32,8 @@ impl Resolver<'_> {
         let Some(events) = events else {
             return vec![EventKind::Opened];
         };
-        let path = "log.events";
         let events: Vec<EventKind> = events.into_iter().map(Into::into).collect();
-        let message = "is empty; write some of opened, changed, left";
-        self.not_empty(path, &events, message);
-        self.no_repetitions(path, events.iter().map(|event| event.as_str()));
+        self.no_repetitions("log.events", events.iter().map(|event| event.as_str()));
         events
     }
 
@@ -47,7 +44,7 @@ impl Resolver<'_> {
 
     pub(super) fn sinks(&self, sinks: Option<Vec<file::Sink>>) -> Vec<SinkOptions> {
         let sinks = sinks.unwrap_or_else(|| vec![file::Sink::stdout()]);
-        let message = "is empty; leave it out for standard output, or write a sink";
+        let message = "is empty; leave it out for standard output, write a sink, or log nothing with log.events: []";
         self.not_empty("log.sinks", &sinks, message);
         let resolved: Vec<(String, Option<SinkOptions>)> = sinks
             .into_iter()

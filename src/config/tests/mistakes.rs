@@ -293,7 +293,6 @@ fn wrong_log_settings_are_explained() {
     let otlp = "type: otlp, endpoint: 'http://loki'";
     let all = [
         wrong("level: debug"),
-        wrong("events: []"),
         wrong("events: [opened, opened]"),
         wrong("events: [open]"),
         wrong("at_first_start: never"),
@@ -331,12 +330,11 @@ fn wrong_log_settings_are_explained() {
     ];
     assert_snapshot!(all.join("\n"), @r#"
     config.yml:6:7: log.level: unknown key; the keys here are events, at_first_start, fetch_details, include_raw, max_description_length, sinks
-    config.yml:6:15: log.events: is empty; write some of opened, changed, left
     config.yml:6:15: log.events: names "opened" twice
     config.yml:6:16: log.events[0]: "open" is not one of opened, changed, left; did you mean "opened"?
     config.yml:6:23: log.at_first_start: "never" is not one of emit, skip
     config.yml:6:31: log.max_description_length: "long" is not a size; write one like 64MiB, 64KB or a number of bytes
-    config.yml:6:14: log.sinks: is empty; leave it out for standard output, or write a sink
+    config.yml:6:14: log.sinks: is empty; leave it out for standard output, write a sink, or log nothing with log.events: []
     config.yml:6:15: log.sinks[0].type: is missing; write stdout, file, journald or otlp
     config.yml:6:15: log.sinks[0]: must be a mapping (key: value), not a single value
     config.yml:6:14: log.sinks: must be a list, not a single value
