@@ -364,6 +364,7 @@ fn what_does_not_go_together_is_told() {
     let told = [
         errors("tls_server_config:\n  min_version: TLS12\n"),
         errors("tls_server_config:\n  cert_file: server.crt\n"),
+        errors("tls_server_config:\n  cert_file: server.crt\n  key_file: \"\"\n"),
         errors("tls_server_config:\n  cert_file: empty\n  key_file: server.key\n"),
         errors("tls_server_config:\n  cert_file: server.crt\n  key_file: server.crt\n"),
         errors("tls_server_config:\n  cert_file: server.crt\n  key_file: other.key\n"),
@@ -379,6 +380,7 @@ fn what_does_not_go_together_is_told() {
       web.yml:2:3: tls_server_config.cert_file: is missing; TLS needs cert_file and key_file
       web.yml:2:3: tls_server_config.key_file: is missing; TLS needs cert_file and key_file
     web.yml:2:3: tls_server_config.key_file: is missing; TLS needs cert_file and key_file
+    web.yml:3:13: tls_server_config.key_file: is missing; TLS needs cert_file and key_file
     web.yml:2:14: tls_server_config.cert_file: holds no certificate; one in PEM (-----BEGIN CERTIFICATE-----) is needed
     web.yml:3:13: tls_server_config.key_file: holds no private key; one in PEM without a passphrase is needed
     web.yml:3:13: tls_server_config.key_file: does not belong to the certificate
@@ -389,6 +391,15 @@ fn what_does_not_go_together_is_told() {
     web.yml:5:19: tls_server_config.client_ca_file: holds no certificate; one in PEM (-----BEGIN CERTIFICATE-----) is needed
     web.yml:5:24: tls_server_config.client_allowed_sans: needs client_auth_type RequireAndVerifyClientCert or RequireAnyClientCert
     "#);
+}
+
+/// Files for the exporter-toolkit may name nothing so.
+#[test]
+fn an_empty_name_of_a_file_is_none() {
+    let place = Place::new(
+        "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n  client_ca_file: \"\"\n",
+    );
+    place.file().read().unwrap();
 }
 
 #[test]

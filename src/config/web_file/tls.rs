@@ -1,6 +1,6 @@
 //! The key `tls_server_config`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{
     Left, Reader, Resolver, exposed,
@@ -64,7 +64,7 @@ impl Resolver<'_> {
             return None;
         }
         let inline_key = tls.key.map(|key| key.expose().to_owned());
-        if let Some(path) = &tls.key_file {
+        if let Some(path) = tls.key_file.as_ref().filter(|path| is_named(path)) {
             let path = self.folder.join(path);
             if is_exposed(&path) {
                 self.warnings
@@ -128,7 +128,10 @@ impl Resolver<'_> {
         file: Option<PathBuf>,
     ) -> Option<String> {
         let (key, path, file_path) = (key_of(part), path_of(part), file_path_of(part));
-        match (text.filter(|text| !text.is_empty()), file) {
+        match (
+            text.filter(|text| !text.is_empty()),
+            file.filter(|path| is_named(path)),
+        ) {
             (Some(_), Some(_)) => {
                 let message = format!("cannot be given together with {key}_file");
                 self.problems.add(path, message);
@@ -235,6 +238,11 @@ impl Resolver<'_> {
         }
         values
     }
+}
+
+/// Whether a path names a file. To the exporter-toolkit, an empty one is none.
+fn is_named(path: &Path) -> bool {
+    !path.as_os_str().is_empty()
 }
 
 fn client_auth(word: ClientAuthType) -> ClientAuth {
