@@ -75,6 +75,9 @@ pub(super) struct SearchView {
 #[derive(Debug, Serialize)]
 pub(super) struct GroupView {
     pub(super) labels: BTreeMap<&'static str, Arc<str>>,
+    /// The labels' values in the order of `group_by`.
+    #[serde(skip)]
+    pub(super) values: Vec<Arc<str>>,
     pub(super) count: u64,
 }
 
@@ -290,6 +293,7 @@ impl SearchView {
                     .map(|label| label.as_str())
                     .zip(values.iter().cloned())
                     .collect(),
+                values: values.clone(),
                 count: *count,
             };
             result.groups.iter().map(view).collect()

@@ -8,7 +8,10 @@ use super::{
     Page, severity,
     show::{Span, Text, Thousands, When},
 };
-use crate::web::view::{ErrorView, GroupView, PollView, SearchState, SearchView};
+use crate::{
+    track::OTHER,
+    web::view::{ErrorView, GroupView, PollView, SearchState, SearchView},
+};
 
 impl Page<'_> {
     pub(super) fn searches(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,7 +116,10 @@ impl Page<'_> {
                 "<span class=\"badge {class}\">{} ",
                 Thousands(group.count)
             )?;
-            for (place, value) in group.labels.values().enumerate() {
+            // What is counted under "other" has that value for each label.
+            let is_overflow = group.values.iter().all(|value| **value == *OTHER);
+            let shown = if is_overflow { 1 } else { group.values.len() };
+            for (place, value) in group.values.iter().take(shown).enumerate() {
                 let dot = if place == 0 { "" } else { " · " };
                 write!(f, "{dot}{}", Text(value))?;
             }

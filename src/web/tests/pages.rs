@@ -53,6 +53,26 @@ async fn the_page_shows_everything_and_escapes_it() {
 }
 
 #[tokio::test]
+async fn groups_show_their_values_in_order_and_the_others_show_once() {
+    let site = Site::open(Setup::default());
+    let group = |values: [&str; 2], count| (values.map(Arc::from).to_vec(), count);
+    let mut search = up(key("client_1", "retail"));
+    let result = search.result.as_mut().unwrap();
+    result.group_by = [GroupLabel::State, GroupLabel::Priority].into();
+    result.groups = [
+        group(["Critical", "P0"], 3),
+        group(["other", "P1"], 4),
+        group(["other", "other"], 5),
+    ]
+    .into();
+    site.board.set_search(search);
+    let body = site.get("/").await.body;
+    for shown in [">3 Critical · P0<", ">4 other · P1<", ">5 other<"] {
+        assert!(body.contains(shown), "{shown} is missing in\n{body}");
+    }
+}
+
+#[tokio::test]
 async fn all_is_well_only_where_sinks_work_and_no_search_is_in_trouble_shown_or_not() {
     let site = Site::open(Setup::default());
     site.board.set_search(up(key("client_1", "retail")));
