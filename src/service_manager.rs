@@ -26,6 +26,7 @@ use std::{
 
 use parking_lot::Mutex;
 use sd_notify::NotifyState;
+use tokio::sync::Notify;
 
 use crate::{health::Health, plain::plain, status::Board};
 
@@ -49,6 +50,8 @@ struct Inner {
     watchdog: Option<Duration>,
     /// Whether the last message could not be sent. Only the first such failure in a row is logged.
     has_failed: AtomicBool,
+    /// Wakes [`ServiceManager::attend`] when the daemon is ready.
+    ready: Notify,
     /// Messages that wait, the oldest first: the service manager did not read when they came.
     untold: Mutex<VecDeque<String>>,
 }
@@ -66,6 +69,7 @@ impl ServiceManager {
                 // As in sd_watchdog_enabled(3), a time of zero means that there is no watchdog.
                 watchdog: sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero()),
                 has_failed: AtomicBool::new(false),
+                ready: Notify::new(),
                 untold: Mutex::default(),
             })
         }))
@@ -74,6 +78,9 @@ impl ServiceManager {
     /// Says that the daemon serves, or has loaded its configuration again.
     pub fn ready(&self) {
         self.tell(&[NotifyState::Ready]);
+        if let Some(inner) = &self.0 {
+            inner.ready.notify_one();
+        }
     }
 
     /// Says that the daemon loads its configuration again; [`Self::ready`] follows.
@@ -92,7 +99,8 @@ impl ServiceManager {
     }
 
     /// Sends the daemon's state when it changes, and feeds the watchdog for as long as every loop
-    /// makes progress. Never returns; to be dropped when the daemon stops.
+    /// makes progress. It begins when the daemon is ready, because before that no search is known.
+    /// Never returns; to be dropped when the daemon stops.
     pub async fn attend(self, health: Health, board: Board) {
         let Some(inner) = &self.0 else {
             return std::future::pending().await;
@@ -100,6 +108,7 @@ impl ServiceManager {
         let round = round(inner.watchdog);
         let mut told = String::new();
         let mut was_alive = true;
+        inner.ready.notified().await;
         loop {
             let status = summary(&board, &health);
             let hangs = health.overdue();
@@ -119,7 +128,10 @@ impl ServiceManager {
                     told = status;
                 }
             }
-            tokio::time::sleep(round).await;
+            // What a reload has changed is told at once.
+            tokio::time::timeout(round, inner.ready.notified())
+                .await
+                .ok();
         }
     }
 

@@ -73,6 +73,8 @@ async fn it_hears_of_every_step() {
     // A tenth of a second. The exporter feeds the watchdog and looks for news twice as often.
     let (mut manager, exporter) = start(&place, "100000").await;
     manager.hears(|line| line == "READY=1").await;
+    let first = manager.hears(|line| line.starts_with("STATUS=")).await;
+    assert!(first.contains("STATUS=polling 1 search\n"), "{first}");
     // Ready means that a scrape is answered.
     exporter.metrics().await;
     for _ in 0..3 {
