@@ -483,6 +483,8 @@ async fn the_documented_answers_are_understood_word_for_word() {
             documents.search = documented("alerts_search_empty_200.json");
             let inference = documented("alert_detail_inference_200.json");
             let inference = inference.replace("\"3511\"", "\"389546\"");
+            // Created later, it would be another alert that has the id now.
+            let inference = inference.replace("2018-05-07T12:55:19", "2016-02-24T02:50:00");
             documents
                 .alerts
                 .insert("389546".to_owned(), (200, inference));
