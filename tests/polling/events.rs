@@ -505,18 +505,46 @@ async fn alerts_that_were_there_before_can_be_skipped() {
     let simulator = start(world(250)).await;
     let mut plan = plan(&simulator.url());
     plan.at_first_start = AtFirstStart::Skip;
-    plan.fetch_details = true;
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     assert_eq!(exporter.events().await.len(), 0);
-    // Their details would be for nothing, and later alerts would lack theirs.
-    assert_eq!(simulator.requests().count(Endpoint::Alert), 0);
     simulator.open_many(DEMO_TENANT, 2).unwrap();
     exporter.wait_for("opened", 2).await;
     let old = open_alerts(&simulator)[200];
     simulator.set_state(old, State::Info).unwrap();
     simulator.act(old, Action::Close).unwrap();
     exporter.wait_for("left", 1).await;
+}
+
+/// Others that are asked for would lack the requests.
+#[tokio::test(flavor = "multi_thread")]
+async fn details_of_skipped_alerts_are_asked_for_if_later_lines_or_labels_need_them() {
+    for (events, group_by, is_needed) in [
+        (vec![EventKind::Opened], GroupLabel::State, false),
+        (vec![EventKind::Opened], GroupLabel::Source, true),
+        (
+            vec![EventKind::Opened, EventKind::Left],
+            GroupLabel::State,
+            true,
+        ),
+        (
+            vec![EventKind::Opened, EventKind::Changed],
+            GroupLabel::State,
+            true,
+        ),
+    ] {
+        let simulator = start(world(20)).await;
+        let mut plan = plan(&simulator.url());
+        plan.at_first_start = AtFirstStart::Skip;
+        plan.fetch_details = true;
+        plan.record.events = events;
+        plan.searches[0].group_by = vec![group_by];
+        let exporter = Exporter::start(plan).await;
+        exporter.wait_until_complete().await;
+        let asked = simulator.requests().count(Endpoint::Alert);
+        assert_eq!(asked > 0, is_needed, "{group_by:?}");
+        exporter.stop().await;
+    }
 }
 
 /// An old alert that enters after the first look at the result is news, however little the result

@@ -252,14 +252,21 @@ impl Running {
         };
         let began = Instant::now();
         let deadline = began + self.details_time.left(purpose);
-        // Details are for lines, and an alert from before the first start may get none.
-        let is_logged = |place: &usize| {
+        // An alert from before the first start gets no line about its opening, but perhaps others.
+        let of_use_later = search.logs(EventKind::Changed)
+            || search.logs(EventKind::Left)
+            || self
+                .engine
+                .tracker()
+                .group_by()
+                .contains(&GroupLabel::Source);
+        let is_of_use = |place: &usize| {
             let created_at = reading::time(&page.alerts[*place].created_date);
-            !self.is_before_our_time(created_at, clock_ahead)
+            of_use_later || !self.is_before_our_time(created_at, clock_ahead)
         };
-        let logged: Vec<usize> = delta.opened.iter().copied().filter(is_logged).collect();
+        let of_use: Vec<usize> = delta.opened.iter().copied().filter(is_of_use).collect();
         let client = self.client(purpose);
-        let details = search.details(&client, purpose, &logged, &page.alerts, deadline);
+        let details = search.details(&client, purpose, &of_use, &page.alerts, deadline);
         let details = search.heartbeat.beat_after(details).await;
         self.details_time.spend(purpose, began.elapsed());
         let stored = search.stored_details(held, delta, sightings).await?;
@@ -612,7 +619,7 @@ impl Search {
         Ok(fields.collect())
     }
 
-    /// Asks for the own pages of new alerts, which get a line. Returns those that come in time.
+    /// Asks for the own pages of new alerts. Returns those that come in time.
     async fn details(
         &self,
         client: &Client,
