@@ -10,6 +10,7 @@ use std::{
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, header};
+use tokio::time::Instant;
 
 use super::{
     Endpoint, Expiry, Observer, Options,
@@ -94,6 +95,8 @@ struct Call<'a> {
     url: String,
     allowance: &'a Allowance,
     urgency: Urgency,
+    /// When the request becomes as urgent as a poll, if it has not been sent by then.
+    due: Option<Instant>,
 }
 
 /// Why a single request brought nothing.
@@ -212,7 +215,8 @@ impl Client {
         })
     }
 
-    /// Requests a page of a search.
+    /// Requests a page of a search. `due`: when the next poll of that search would be due, which
+    /// comes after this request. From then on, this request is as urgent as that poll.
     ///
     /// # Errors
     /// If the request fails. An answer that is no search result is noticed only when it is read.
@@ -221,6 +225,7 @@ impl Client {
         tenant: &str,
         request: &SearchRequest,
         urgency: Urgency,
+        due: Option<Instant>,
     ) -> Result<Answer, Error> {
         let url = search_url(&self.0.http.options.url, tenant, request);
         self.send(Call {
@@ -229,6 +234,7 @@ impl Client {
             url,
             allowance: self.share(tenant).search(),
             urgency,
+            due,
         })
         .await
     }
@@ -247,7 +253,7 @@ impl Client {
     ) -> Result<(Answer, SearchRequest), Error> {
         let mut repeated = false;
         loop {
-            let error = match self.search(tenant, &request, urgency).await {
+            let error = match self.search(tenant, &request, urgency, None).await {
                 Ok(answer) => return Ok((answer, request)),
                 Err(error) => error,
             };
@@ -285,6 +291,7 @@ impl Client {
             url,
             allowance: share.alert(),
             urgency,
+            due: None,
         });
         match answer.await {
             Err(Error::Http { status: 404, .. }) => Ok(None),
@@ -313,6 +320,7 @@ impl Client {
             url,
             allowance: self.share(partner).clients(),
             urgency: Urgency::Background,
+            due: None,
         })
         .await
     }
@@ -376,7 +384,8 @@ impl Client {
     async fn send_once(&self, call: &Call<'_>, timeout: Duration) -> Result<Answer, SendError> {
         let observer = &self.0.observer;
         let throttled = |waited| observer.throttled(call.tenant, waited);
-        let _permit = call.allowance.acquire(call.urgency, throttled).await;
+        let permit = call.allowance.acquire_by(call.urgency, call.due, throttled);
+        let _permit = permit.await;
         // The semaphore is never closed.
         let _slot = self.0.in_flight.acquire().await;
         // Waiting can take minutes, and the token may have run out by now.
@@ -691,7 +700,9 @@ mod tests {
             page_size: 100,
             sorted: false,
         };
-        client.search("client_1", &request, Urgency::Poll).await
+        client
+            .search("client_1", &request, Urgency::Poll, None)
+            .await
     }
 
     #[tokio::test]
