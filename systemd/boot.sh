@@ -53,6 +53,7 @@ property() { systemctl show -P "$1" opsramp-exporter; }
 diagnostics() { journalctl -u opsramp-exporter -t opsramp-exporter -o cat --no-pager; }
 # grep reads to the end: with -q it would break the pipe, which counts as a failure.
 says() { diagnostics | grep -- "$1" >/dev/null; }
+has_lines() { journalctl -t opsramp-alert -o cat --no-pager | grep . >/dev/null; }
 was_restarted() { [[ $(property NRestarts) == 1 && $(property ActiveState) == active ]]; }
 has_failed() { [[ $(property ActiveState) == failed ]]; }
 is_active() { [[ $(property ActiveState) == active ]]; }
@@ -78,7 +79,7 @@ within 10 metric '^opsramp_up{.*} 1$'
 within 10 status 'polling 1 search'
 metric '^process_start_time_seconds '
 within 10 grep -q '"event":"opened"' "$logs/alerts.jsonl"
-journalctl -t opsramp-alert -o cat --no-pager | grep . >/dev/null
+within 10 has_lines
 [[ -e /var/lib/private/opsramp-exporter/state.db ]]
 grep -q 'CapBnd:.*0000000000000000' "/proc/$(property MainPID)/status"
 systemd-analyze security --threshold=11 opsramp-exporter >/dev/null
