@@ -246,9 +246,7 @@ async fn read_all(
             Some(next) => request.page = next,
             None => return Ok(Ok(shown)),
         }
-        answer = client
-            .search(&tenant.id, &request, Urgency::Poll, None)
-            .await?;
+        answer = client.search(&tenant.id, &request, Urgency::Poll).await?;
     }
 }
 

@@ -459,22 +459,6 @@ impl Allowance {
         }
     }
 
-    /// Like [`Allowance::acquire`], but as urgent as a poll from `due` on.
-    pub(super) async fn acquire_by(
-        &self,
-        urgency: Urgency,
-        due: Option<Instant>,
-        mut waited: impl FnMut(Duration),
-    ) -> Permit<'_> {
-        let Some(due) = due else {
-            return self.acquire(urgency, waited).await;
-        };
-        match tokio::time::timeout_at(due, self.acquire(urgency, &mut waited)).await {
-            Ok(permit) => permit,
-            Err(_) => self.acquire(Urgency::Poll, waited).await,
-        }
-    }
-
     /// Waits until a request is free. `waited` is called with the time that was waited, also
     /// during the wait.
     pub(super) async fn acquire(

@@ -10,7 +10,6 @@ use std::{
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, header};
-use tokio::time::Instant;
 
 use super::{
     Endpoint, Expiry, Observer, Options,
@@ -95,8 +94,6 @@ struct Call<'a> {
     url: String,
     allowance: &'a Allowance,
     urgency: Urgency,
-    /// When the request becomes as urgent as a poll, if it has not been sent by then.
-    due: Option<Instant>,
 }
 
 /// Why a single request brought nothing.
@@ -215,8 +212,7 @@ impl Client {
         })
     }
 
-    /// Requests a page of a search. `due`: when the next poll of that search would be due, which
-    /// comes after this request. From then on, this request is as urgent as that poll.
+    /// Requests a page of a search.
     ///
     /// # Errors
     /// If the request fails. An answer that is no search result is noticed only when it is read.
@@ -225,7 +221,6 @@ impl Client {
         tenant: &str,
         request: &SearchRequest,
         urgency: Urgency,
-        due: Option<Instant>,
     ) -> Result<Answer, Error> {
         let url = search_url(&self.0.http.options.url, tenant, request);
         self.send(Call {
@@ -234,7 +229,6 @@ impl Client {
             url,
             allowance: self.share(tenant).search(),
             urgency,
-            due,
         })
         .await
     }
@@ -253,7 +247,7 @@ impl Client {
     ) -> Result<(Answer, SearchRequest), Error> {
         let mut repeated = false;
         loop {
-            let error = match self.search(tenant, &request, urgency, None).await {
+            let error = match self.search(tenant, &request, urgency).await {
                 Ok(answer) => return Ok((answer, request)),
                 Err(error) => error,
             };
@@ -291,7 +285,6 @@ impl Client {
             url,
             allowance: share.alert(),
             urgency,
-            due: None,
         });
         match answer.await {
             Err(Error::Http { status: 404, .. }) => Ok(None),
@@ -320,7 +313,6 @@ impl Client {
             url,
             allowance: self.share(partner).clients(),
             urgency: Urgency::Background,
-            due: None,
         })
         .await
     }
@@ -384,8 +376,7 @@ impl Client {
     async fn send_once(&self, call: &Call<'_>, timeout: Duration) -> Result<Answer, SendError> {
         let observer = &self.0.observer;
         let throttled = |waited| observer.throttled(call.tenant, waited);
-        let permit = call.allowance.acquire_by(call.urgency, call.due, throttled);
-        let _permit = permit.await;
+        let _permit = call.allowance.acquire(call.urgency, throttled).await;
         // The semaphore is never closed.
         let _slot = self.0.in_flight.acquire().await;
         // Waiting can take minutes, and the token may have run out by now.
@@ -700,9 +691,7 @@ mod tests {
             page_size: 100,
             sorted: false,
         };
-        client
-            .search("client_1", &request, Urgency::Poll, None)
-            .await
+        client.search("client_1", &request, Urgency::Poll).await
     }
 
     #[tokio::test]

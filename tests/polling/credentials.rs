@@ -67,7 +67,7 @@ async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_reque
         page_size: 100,
         sorted: true,
     };
-    let ask = || client.search(DEMO_TENANT, &request, opsramp::Urgency::Background, None);
+    let ask = || client.search(DEMO_TENANT, &request, opsramp::Urgency::Background);
     let wait = Fault::Status {
         code: 429,
         body: None,

@@ -841,28 +841,6 @@ async fn polls_that_have_enough_do_not_wait() {
     }
 }
 
-/// The search of a further page is not polled meanwhile, so the polls that are kept for it would
-/// be nobody's.
-#[tokio::test(start_paused = true)]
-async fn a_further_page_takes_the_place_of_the_next_poll_of_its_search() {
-    let start = Instant::now();
-    let allowance = Allowance::new(40);
-    let interval = Duration::from_secs(10);
-    for _ in 0..6 {
-        allowance.reserve(interval);
-    }
-    let page = |due| allowance.acquire_by(Urgency::FurtherPage, due, |_| {});
-    // A quarter of the ceiling is for further pages.
-    for _ in 0..10 {
-        page(None).await;
-    }
-    assert_eq!(start.elapsed(), Duration::ZERO);
-    page(Some(start + interval)).await;
-    assert_eq!(start.elapsed(), interval);
-    page(None).await;
-    assert_eq!(start.elapsed(), Duration::from_secs(60));
-}
-
 /// Lets `searches` searches be polled every `interval` for ten minutes. Returns when each search
 /// had its turns, and when full reads had theirs.
 async fn scarcity(

@@ -81,10 +81,6 @@ impl Running {
             Purpose::Poll => Urgency::FurtherPage,
             Purpose::FullRead | Purpose::Confirm(_) => Urgency::Background,
         };
-        // While a poll waits for a further page, the next one does not begin. So this page may take
-        // its place.
-        let is_further_page = urgency == Urgency::FurtherPage;
-        let due = is_further_page.then(|| self.grid.next(Instant::now()));
         let Paging { page_size, sorted } = paging;
         let request = SearchRequest {
             query,
@@ -96,7 +92,7 @@ impl Running {
         let tenant = Arc::clone(&self.search.key.tenant.id);
         Box::pin(async move {
             let asked = Instant::now();
-            let answer = client.search(&tenant, &request, urgency, due).await;
+            let answer = client.search(&tenant, &request, urgency).await;
             Reply::Page {
                 purpose,
                 request,
