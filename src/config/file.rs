@@ -219,8 +219,8 @@ pub(super) struct Log {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "emit"))]
     pub(super) at_first_start: Option<AtFirstStart>,
-    /// Ask for each new alert by its id, so that the line has its description. Never delays a
-    /// line by more than two seconds.
+    /// Ask for each new alert by its id, so that the line has its description. Nothing is asked for
+    /// if `opened` is not logged. Never delays a line by more than two seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = false))]
     pub(super) fetch_details: Option<bool>,

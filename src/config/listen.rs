@@ -179,13 +179,16 @@ mod tests {
         let addresses: Vec<&str> = addresses.into_iter().filter(can_be_had).collect();
         for &first in &addresses {
             for &second in addresses.iter().filter(|&&second| second != first) {
-                let taken = crate::web::bind(&[format!("{first}:0")]).unwrap();
-                let port = taken[0].local_addr().unwrap().port();
-                let [one, other] = [first, second].map(|host| format!("{host}:{port}"));
-                let is_free = crate::web::bind(&[&other]).is_ok();
-                let [a, b]: [ListenAddress; 2] = [one, other].map(|text| text.parse().unwrap());
-                let covered = a.covers(&b) || b.covers(&a);
-                assert_eq!(covered, !is_free, "{a} {b}");
+                let agrees = || {
+                    let taken = crate::web::bind(&[format!("{first}:0")]).unwrap();
+                    let port = taken[0].local_addr().unwrap().port();
+                    let [one, other] = [first, second].map(|host| format!("{host}:{port}"));
+                    let is_free = crate::web::bind(&[&other]).is_ok();
+                    let [a, b]: [ListenAddress; 2] = [one, other].map(|text| text.parse().unwrap());
+                    (a.covers(&b) || b.covers(&a)) != is_free
+                };
+                // Somebody else may have the port at the other address.
+                assert!((0..5).any(|_| agrees()), "{first} {second}");
             }
         }
         let covers = |one: &str, other: &str| {
