@@ -65,8 +65,8 @@ pub const AUTH_FAILURE_REASONS: [&str; 7] = [
     "decode",
 ];
 
-/// HTTP statuses whose counters exist before such an answer is seen, because alerting rules ask
-/// for them.
+/// HTTP statuses whose counters exist before such an answer is seen: those that the API documents
+/// or that gateways give. A counter that begins at 1 has not increased.
 const KNOWN_STATUSES: [u16; 13] = [
     200, 400, 401, 403, 404, 405, 407, 410, 429, 500, 502, 503, 504,
 ];

@@ -216,7 +216,8 @@ fn reason(alert: &Alert<'_>, before: &KnownState) -> String {
 }
 
 /// Whether an own page tells of the next life of an alert that was created at that time: the one of
-/// the page is open, and was created later.
+/// the page is open, and was created later. Any other date is not enough, as it is in the result
+/// (`Tracker::has_opened_anew`), since own pages may date alerts otherwise.
 fn is_next_life(alert: &Alert<'_>, created_at: Option<Timestamp>) -> bool {
     let created = [reading::time(&alert.created_date), created_at];
     let [Some(told), Some(known)] = created.map(|at| at.map(Timestamp::as_second)) else {

@@ -252,21 +252,9 @@ impl Running {
         };
         let began = Instant::now();
         let deadline = began + self.details_time.left(purpose);
-        // An alert from before the first start gets no line about its opening, but perhaps others.
-        let of_use_later = search.logs(EventKind::Changed)
-            || search.logs(EventKind::Left)
-            || self
-                .engine
-                .tracker()
-                .group_by()
-                .contains(&GroupLabel::Source);
-        let is_of_use = |place: &usize| {
-            let created_at = reading::time(&page.alerts[*place].created_date);
-            of_use_later || !self.is_before_our_time(created_at, clock_ahead)
-        };
-        let of_use: Vec<usize> = delta.opened.iter().copied().filter(is_of_use).collect();
+        let wanted = self.details_wanted(page, delta, clock_ahead);
         let client = self.client(purpose);
-        let details = search.details(&client, purpose, &of_use, &page.alerts, deadline);
+        let details = search.details(&client, purpose, &wanted, &page.alerts, deadline);
         let details = search.heartbeat.beat_after(details).await;
         self.details_time.spend(purpose, began.elapsed());
         let stored = search.stored_details(held, delta, sightings).await?;
@@ -275,6 +263,29 @@ impl Running {
             details,
             stored,
         })
+    }
+
+    /// Returns the places of the new alerts whose details are of use.
+    fn details_wanted(
+        &self,
+        page: &Page<'_>,
+        delta: &Delta,
+        clock_ahead: SignedDuration,
+    ) -> Vec<usize> {
+        let search = &self.search;
+        if !search.shared.fetch_details || !search.logs(EventKind::Opened) {
+            return Vec::new();
+        }
+        // An alert from before the first start gets no line about its opening, but perhaps others.
+        let group_by = self.engine.tracker().group_by();
+        let of_use_later = search.logs(EventKind::Changed)
+            || search.logs(EventKind::Left)
+            || group_by.contains(&GroupLabel::Source);
+        let is_of_use = |place: &usize| {
+            let created_at = reading::time(&page.alerts[*place].created_date);
+            of_use_later || !self.is_before_our_time(created_at, clock_ahead)
+        };
+        delta.opened.iter().copied().filter(is_of_use).collect()
     }
 
     /// Stores the changes of a page, if there are any. If the page can be adopted ahead, they are
@@ -619,19 +630,16 @@ impl Search {
         Ok(fields.collect())
     }
 
-    /// Asks for the own pages of new alerts. Returns those that come in time.
+    /// Asks for the own pages of the alerts at these places. Returns those that come in time.
     async fn details(
         &self,
         client: &Client,
         purpose: &Purpose,
-        opened: &[usize],
+        wanted: &[usize],
         alerts: &[Alert<'_>],
         deadline: Instant,
     ) -> Vec<(usize, Answer)> {
-        if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
-            return Vec::new();
-        }
-        let asked: Vec<(usize, String, Urgency)> = opened
+        let asked: Vec<(usize, String, Urgency)> = wanted
             .iter()
             .enumerate()
             .map(|(n, place)| {
