@@ -2,8 +2,7 @@
 //!
 //! It depends on our own ceiling, on the `X-RateLimit-*` headers, and on 429 with `Retry-After`.
 //! [`Window`] is the pure rule. [`Allowance`] lets callers wait for it: first come, first served,
-//! and polls before their further pages and full reads. If polls alone want more requests than
-//! there are, it spreads them evenly.
+//! and polls before full reads. If polls want more requests than there are, it spreads them evenly.
 
 use std::{
     collections::VecDeque,
@@ -51,8 +50,7 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub enum Urgency {
     /// The first page of a poll (new alerts wait for it), and all pages of the commands.
     Poll,
-    /// A further page of a poll. It leaves the polls of the tenant's other searches the requests
-    /// that they need.
+    /// A further page of a poll. It takes its turn among the polls of the tenant's other searches.
     FurtherPage,
     /// A full read, or requests that follow from one. They take what polls leave.
     Background,
@@ -73,7 +71,8 @@ pub(super) struct Window {
     /// How many of the requests in flight got a 429 in a sliding window. The server does not count
     /// those, so they are not added to `answered` when they are given back.
     refused: u32,
-    last_poll: Option<Instant>,
+    /// The time of the last request of a poll, be it the first page or a further one.
+    last_of_polls: Option<Instant>,
     /// The urgency of the last request.
     last_urgency: Option<Urgency>,
     /// How many requests the server said are left, and until when.
@@ -96,10 +95,6 @@ struct Resets {
     contradictions: u32,
 }
 
-/// How many requests must remain in the server's balance for other urgencies.
-#[derive(Clone, Copy, Debug)]
-struct Keep(u32);
-
 #[derive(Clone, Copy, Debug)]
 struct Balance {
     remaining: u32,
@@ -116,8 +111,10 @@ pub(super) struct Allowance {
     /// The requests a minute that polls are expected to need, in thousandths. Full reads leave
     /// them free.
     reserved: AtomicU32,
-    /// A queue for each urgency. The caller that is next holds the lock.
-    queues: [tokio::sync::Mutex<()>; 3],
+    /// The queue of polls and their further pages. The caller that is next holds the lock.
+    polls: tokio::sync::Mutex<()>,
+    /// The queue of full reads.
+    full_reads: tokio::sync::Mutex<()>,
 }
 
 /// The right to make one request. It is dropped when the request was answered, or given up.
@@ -137,7 +134,7 @@ impl Window {
             answered: VecDeque::new(),
             in_flight: [0; 3],
             refused: 0,
-            last_poll: None,
+            last_of_polls: None,
             last_urgency: None,
             server_balance: None,
             resets: Resets::default(),
@@ -158,12 +155,15 @@ impl Window {
             return Err(until);
         }
         let limit = self.limit();
-        let used = count(self.answered.len()) + self.all_in_flight();
+        let used = self.used();
         if used >= limit {
             let frees = self.answered.get((used - limit) as usize);
             return Err(retry_at(frees, now));
         }
-        let Keep(keep) = self.within_share(urgency, polls, now)?;
+        let keep = match urgency {
+            Urgency::Poll | Urgency::FurtherPage => 0,
+            Urgency::Background => self.kept_by_full_reads(polls, now)?,
+        };
         if let Some(balance) = &mut self.server_balance
             && balance.sliding_limit.is_none()
         {
@@ -178,8 +178,8 @@ impl Window {
         }
         self.in_flight[urgency as usize] += 1;
         self.last_urgency = Some(urgency);
-        if urgency == Urgency::Poll {
-            self.last_poll = Some(now);
+        if urgency != Urgency::Background {
+            self.last_of_polls = Some(now);
         }
         Ok(())
     }
@@ -209,31 +209,30 @@ impl Window {
             && self.server_limit.is_none()
     }
 
-    /// Returns how many requests must remain in the server's balance for other urgencies. If this
-    /// urgency has used up its share of the limit, returns the time at which to try again. `polls`
-    /// is the number of requests that polls need in a minute.
-    fn within_share(&self, urgency: Urgency, polls: u32, now: Instant) -> Result<Keep, Instant> {
+    /// Returns how many requests full reads must leave in the server's balance. If they have used
+    /// up their share of the limit, returns the time at which to try again. `polls` is the number
+    /// of requests that polls need in a minute.
+    fn kept_by_full_reads(&self, polls: u32, now: Instant) -> Result<u32, Instant> {
         let limit = self.limit();
-        // Besides what polls need, requests are reserved for the other urgency. However many these
-        // are, a burst of new alerts gets a quarter of the limit, and full reads get a tenth,
-        // because both must come to an end.
-        let (other, reserved_for_other, guaranteed) = match urgency {
-            Urgency::Poll => return Ok(Keep(0)),
-            Urgency::FurtherPage => (Urgency::Background, self.tenth(), limit.div_ceil(4)),
-            Urgency::Background => (Urgency::FurtherPage, limit / 5, self.tenth()),
-        };
-        let used = self.used_for(urgency);
+        // Besides what polls need, a fifth is reserved for the further pages of a burst. However
+        // much that is, full reads get a tenth, because they must come to an end.
+        let for_burst = limit / 5;
+        let guaranteed = self.tenth();
+        let used = self.used_for(Urgency::Background);
         if used < guaranteed {
             let both_fit = polls + guaranteed <= limit;
-            return Ok(Keep(if both_fit { polls } else { 0 }));
+            return Ok(if both_fit { polls } else { 0 });
         }
-        // Requests that others have made are a part of what is reserved for them.
-        let taken_by_others =
-            polls.max(self.used_for(Urgency::Poll)) + reserved_for_other.max(self.used_for(other));
-        let share = limit.saturating_sub(taken_by_others).max(guaranteed);
+        // Requests that were made are a part of what is reserved for them.
+        let taken = polls.max(self.used_for(Urgency::Poll))
+            + for_burst.max(self.used_for(Urgency::FurtherPage));
+        let share = limit.saturating_sub(taken).max(guaranteed);
         match used.checked_sub(share) {
-            None => Ok(Keep(polls + reserved_for_other)),
-            Some(over) => Err(retry_at(self.answered_for(urgency).nth(over as usize), now)),
+            None => Ok(polls + for_burst),
+            Some(over) => {
+                let frees = self.answered_for(Urgency::Background).nth(over as usize);
+                Err(retry_at(frees, now))
+            }
         }
     }
 
@@ -249,12 +248,23 @@ impl Window {
             .filter(move |(_, answered)| *answered == urgency)
     }
 
-    /// Checks whether a poll keeps its distance from the previous poll. If not, returns the time
-    /// from which it does.
-    fn pace(&self, now: Instant, wanted: f64, full_reads_wait: bool) -> Result<(), Instant> {
+    /// Checks whether a request of a poll keeps its distance from the one before. If not, returns
+    /// the time from which it does. `polls` is the number of polls that are wanted in a minute.
+    fn pace(
+        &self,
+        now: Instant,
+        urgency: Urgency,
+        polls: f64,
+        full_reads_wait: bool,
+    ) -> Result<(), Instant> {
+        // Further pages cannot be foreseen. Polls that needed some in the last minute are expected
+        // to need as many in the next.
+        let further =
+            self.used_for(Urgency::FurtherPage) + u32::from(urgency == Urgency::FurtherPage);
+        let wanted = polls + f64::from(further);
         let due = self
-            .last_poll
-            .map(|last| last + self.spacing(now, wanted, full_reads_wait));
+            .last_of_polls
+            .map(|last| last + self.spacing(now, last, wanted, full_reads_wait));
         due.filter(|due| *due > now).map_or(Ok(()), Err)
     }
 
@@ -271,15 +281,22 @@ impl Window {
         self.limit() == 1 && other_waits && self.last_urgency.is_some_and(had_the_last)
     }
 
-    /// Returns how far apart polls must be if `wanted` polls a minute are more than there are
-    /// requests; otherwise zero. Polls that are spread evenly find an alert sooner than a burst
-    /// that leaves nothing for a while. While full reads wait, their tenth is not for polls.
-    fn spacing(&self, now: Instant, wanted: f64, full_reads_wait: bool) -> Duration {
+    /// Returns how far from the last one the next request of a poll must be if `wanted` requests a
+    /// minute are more than there are; otherwise zero. Polls that are spread evenly find an alert
+    /// sooner than a burst that leaves nothing for a while. While full reads wait, their tenth is
+    /// not for polls.
+    fn spacing(&self, now: Instant, last: Instant, wanted: f64, full_reads_wait: bool) -> Duration {
         let limit = self.limit();
         let available = limit - if full_reads_wait { self.tenth() } else { 0 };
         let mut spacing = Duration::ZERO;
         if wanted > f64::from(available) {
             spacing = MINUTE / available.max(1);
+            // What is left lasts until the next request becomes free, also after a burst.
+            if let Some((oldest, _)) = self.answered.front() {
+                let left = limit.saturating_sub(self.used());
+                spacing =
+                    spacing.max((*oldest + MINUTE).saturating_duration_since(last) / (left + 1));
+            }
         }
         if let Some(balance) = self
             .server_balance
@@ -293,6 +310,11 @@ impl Window {
             }
         }
         spacing
+    }
+
+    /// Returns the number of requests in the last minute, including those in flight.
+    fn used(&self) -> u32 {
+        count(self.answered.len()) + self.all_in_flight()
     }
 
     fn all_in_flight(&self) -> u32 {
@@ -455,7 +477,8 @@ impl Allowance {
         Self {
             window: Mutex::new(Window::new(ceiling)),
             reserved: AtomicU32::new(0),
-            queues: Default::default(),
+            polls: tokio::sync::Mutex::default(),
+            full_reads: tokio::sync::Mutex::default(),
         }
     }
 
@@ -474,7 +497,11 @@ impl Allowance {
                 reported_at = now;
             }
         };
-        let mut turn = pin!(self.queues[urgency as usize].lock());
+        let queue = match urgency {
+            Urgency::Poll | Urgency::FurtherPage => &self.polls,
+            Urgency::Background => &self.full_reads,
+        };
+        let mut turn = pin!(queue.lock());
         // The same future is polled again after each timeout, so that the caller keeps its place
         // in the queue.
         let _turn = loop {
@@ -501,16 +528,15 @@ impl Allowance {
     fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {
         let reserved = self.reserved.load(Ordering::Relaxed);
         // A queue is locked if a caller waits in it.
-        let waits = |urgency: Urgency| self.queues[urgency as usize].try_lock().is_err();
-        let full_reads_wait = waits(Urgency::Background);
-        let polls_wait = waits(Urgency::Poll) || waits(Urgency::FurtherPage);
+        let polls_wait = self.polls.try_lock().is_err();
+        let full_reads_wait = self.full_reads.try_lock().is_err();
         let mut window = self.window.lock();
         if window.leaves_turn(urgency, polls_wait, full_reads_wait) {
             return Err(now + RECHECK_INTERVAL);
         }
-        if urgency == Urgency::Poll {
-            let wanted = f64::from(reserved) / 1000.0;
-            window.pace(now, wanted, full_reads_wait)?;
+        if urgency != Urgency::Background {
+            let polls = f64::from(reserved) / 1000.0;
+            window.pace(now, urgency, polls, full_reads_wait)?;
         }
         window.take(now, urgency, reserved.div_ceil(1000))
     }

@@ -3,6 +3,7 @@ use std::{
     pin::pin,
 };
 
+use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
@@ -302,7 +303,7 @@ fn beside_others(counts: Counts, others: u32, wanted: f64) -> Vec<Duration> {
     for tenth in 0..6000 {
         level = (level - 50.0 / 600.0).max(0.0) + f64::from(others) / 600.0;
         let now = start + Duration::from_millis(100) * tenth;
-        let may = now >= due && window.pace(now, wanted, false).is_ok();
+        let may = now >= due && window.pace(now, Urgency::Poll, wanted, false).is_ok();
         if !may || window.take(now, Urgency::Poll, wanted as u32).is_err() {
             continue;
         }
@@ -590,27 +591,46 @@ fn polls_beyond_those_that_were_expected_leave_full_reads_no_more_than_their_ten
 }
 
 #[test]
-fn the_news_of_one_search_leave_the_polls_of_the_others_what_they_need() {
+fn further_pages_of_a_burst_do_not_wait_while_they_leave_polls_what_they_need() {
     let now = Instant::now();
-    for (polls, left) in [(0, 45), (12, 33), (32, 13), (33, 13), (100, 13)] {
-        let mut window = Window::new(50);
-        assert_eq!(
-            at_once(&mut window, now, Urgency::FurtherPage, polls),
-            left,
-            "{polls}"
-        );
-        let rest = at_once(&mut window, now, Urgency::Poll, 0);
-        assert_eq!(rest, 50 - left, "{polls}");
+    for (interval, pages) in [(5, 38), (10, 44), (60, 49)] {
+        let allowance = Allowance::new(50);
+        allowance.reserve(Duration::from_secs(interval));
+        let at_once = std::iter::from_fn(|| allowance.take(now, Urgency::FurtherPage).ok());
+        assert_eq!(at_once.count(), pages, "{interval}");
     }
 }
 
 #[test]
-fn what_full_reads_had_is_no_longer_there_for_news() {
+fn what_full_reads_had_is_no_longer_there_for_polls() {
     let now = Instant::now();
     let mut window = Window::new(50);
     assert_eq!(at_once(&mut window, now, Urgency::Background, 12), 28);
-    assert_eq!(at_once(&mut window, now, Urgency::FurtherPage, 12), 13);
-    assert_eq!(at_once(&mut window, now, Urgency::Poll, 12), 9);
+    assert_eq!(at_once(&mut window, now, Urgency::FurtherPage, 12), 22);
+    assert_eq!(at_once(&mut window, now, Urgency::Poll, 12), 0);
+}
+
+#[test]
+fn what_is_left_after_a_burst_lasts_until_requests_become_free() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut window = Window::new(50);
+    for _ in 0..45 {
+        window.take(start, Urgency::FurtherPage, 0).unwrap();
+        window.give_back(start, Urgency::FurtherPage);
+    }
+    let mut next = |now| {
+        window.pace(now, Urgency::Poll, 12.0, false)?;
+        window.take(now, Urgency::Poll, 12)?;
+        window.give_back(now, Urgency::Poll);
+        Ok(())
+    };
+    for seconds in (10..60).step_by(10) {
+        let just_before = at(seconds) - Duration::from_millis(1);
+        assert_eq!(next(just_before), Err(at(seconds)));
+        assert_eq!(next(at(seconds)), Ok(()));
+    }
+    assert_eq!(next(at(51)), Err(at(60)));
 }
 
 #[test]
@@ -775,23 +795,29 @@ fn polls_keep_apart_where_they_want_more_than_there_is() {
     let start = Instant::now();
     let mut window = Window::new(50);
     let millis = Duration::from_millis;
-    assert_eq!(window.spacing(start, 50.0, false), Duration::ZERO);
-    assert_eq!(window.spacing(start, 45.0, true), Duration::ZERO);
-    assert_eq!(window.spacing(start, 46.0, true), MINUTE / 45);
-    assert_eq!(window.spacing(start, 51.0, false), millis(1_200));
-    assert_eq!(window.spacing(start, 51.0, true), MINUTE / 45);
-    assert_eq!(Window::new(1).spacing(start, 5.0, true), MINUTE);
+    let spacing = |window: &Window, now, wanted, full_reads_wait| {
+        window.spacing(now, now, wanted, full_reads_wait)
+    };
+    assert_eq!(spacing(&window, start, 50.0, false), Duration::ZERO);
+    assert_eq!(spacing(&window, start, 45.0, true), Duration::ZERO);
+    assert_eq!(spacing(&window, start, 46.0, true), MINUTE / 45);
+    assert_eq!(spacing(&window, start, 51.0, false), millis(1_200));
+    assert_eq!(spacing(&window, start, 51.0, true), MINUTE / 45);
+    assert_eq!(spacing(&Window::new(1), start, 5.0, true), MINUTE);
     // Other programs left ten requests, for half a minute.
     window.learn(&told(10, 30), start);
-    assert_eq!(window.spacing(start, 22.0, false), Duration::ZERO);
-    assert_eq!(window.spacing(start, 24.0, false), millis(3_000));
-    assert_eq!(window.spacing(start, 30.0, false), millis(3_000));
-    assert_eq!(window.spacing(start, 300.0, false), millis(3_000));
+    assert_eq!(spacing(&window, start, 22.0, false), Duration::ZERO);
+    assert_eq!(spacing(&window, start, 24.0, false), millis(3_000));
+    assert_eq!(spacing(&window, start, 30.0, false), millis(3_000));
+    assert_eq!(spacing(&window, start, 300.0, false), millis(3_000));
     let later = start + Duration::from_secs(21);
-    assert_eq!(window.spacing(later, 300.0, false), millis(1_200));
-    assert_eq!(window.spacing(start + MINUTE, 30.0, false), Duration::ZERO);
+    assert_eq!(spacing(&window, later, 300.0, false), millis(1_200));
+    assert_eq!(
+        spacing(&window, start + MINUTE, 30.0, false),
+        Duration::ZERO
+    );
     window.learn(&told(0, 30), start);
-    assert_eq!(window.spacing(start, 30.0, false), millis(30_000));
+    assert_eq!(spacing(&window, start, 30.0, false), millis(30_000));
 }
 
 #[test]
@@ -823,11 +849,9 @@ fn whoever_had_the_only_request_leaves_the_next_one_to_the_other_side_if_that_wa
 
     let allowance = Allowance::new(1);
     allowance.window.lock().last_urgency = Some(full_read);
-    for queue in [poll, page] {
-        let _waits = allowance.queues[queue as usize].try_lock().unwrap();
-        let later = now + RECHECK_INTERVAL;
-        assert_eq!(allowance.take(now, full_read), Err(later));
-    }
+    let waits = allowance.polls.try_lock().unwrap();
+    assert_eq!(allowance.take(now, full_read), Err(now + RECHECK_INTERVAL));
+    drop(waits);
     assert_eq!(allowance.take(now, full_read), Ok(()));
 }
 
@@ -865,7 +889,7 @@ async fn scarcity(
         }
         turns
     };
-    let polls = futures_util::future::join_all((0..searches).map(|_| search(Urgency::Poll)));
+    let polls = join_all((0..searches).map(|_| search(Urgency::Poll)));
     if full_reads {
         tokio::join!(polls, search(Urgency::Background))
     } else {
@@ -893,6 +917,72 @@ async fn searches_that_want_more_than_there_is_are_polled_evenly_and_full_reads_
             );
         }
         assert!(!full_reads || (45..=51).contains(&background.len()));
+    }
+}
+
+/// When a request of a poll was asked for, and when it had its turn.
+#[derive(Debug)]
+struct Turn {
+    page: u32,
+    asked: Duration,
+    had: Duration,
+}
+
+/// Polls a search every ten seconds for ten minutes, `pages` pages each time.
+async fn poll_pages(allowance: &Allowance, pages: u32) -> Vec<Turn> {
+    let (began, interval) = (Instant::now(), Duration::from_secs(10));
+    allowance.reserve(interval);
+    let mut turns = Vec::new();
+    let mut due = began;
+    while began.elapsed() < 10 * MINUTE {
+        tokio::time::sleep_until(due).await;
+        for page in 1..=pages {
+            let asked = began.elapsed();
+            let urgency = if page == 1 {
+                Urgency::Poll
+            } else {
+                Urgency::FurtherPage
+            };
+            let permit = allowance.acquire(urgency, |_| {}).await;
+            let had = began.elapsed();
+            turns.push(Turn { page, asked, had });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(permit);
+        }
+        due = (due + interval).max(Instant::now());
+    }
+    turns
+}
+
+#[tokio::test(start_paused = true)]
+async fn searches_that_need_further_pages_share_the_allowance_evenly_and_leave_others_their_interval()
+ {
+    for (pages, busy) in [(2, 6), (2, 20), (5, 3), (26, 6)] {
+        let allowance = Allowance::new(50);
+        let others = (0..busy).map(|_| poll_pages(&allowance, pages));
+        let (quiet, others) = tokio::join!(poll_pages(&allowance, 1), join_all(others));
+        let what = format!("{busy} searches of {pages} pages");
+        let interval = Duration::from_secs(10);
+        let round = MINUTE * (busy + 1) / 50;
+        let is_settled = |turn: &&Turn| (MINUTE..9 * MINUTE).contains(&turn.had);
+
+        let polls: Vec<_> = quiet.iter().filter(is_settled).collect();
+        let apart = polls.windows(2).map(|pair| pair[1].had - pair[0].had).max();
+        assert!(apart < Some(interval + round), "{what}: {apart:?}");
+        let mean = 8 * MINUTE / count(polls.len());
+        assert!(mean < interval.max(round).mul_f64(1.1), "{what}: {mean:?}");
+
+        let further = others
+            .iter()
+            .flatten()
+            .filter(is_settled)
+            .filter(|turn| turn.page > 1);
+        let waited = further.map(|turn| turn.had - turn.asked).max();
+        assert!(waited < Some(interval + round), "{what}: {waited:?}");
+
+        let settled = others.iter().flatten().chain(&quiet).filter(is_settled);
+        let used = settled.count() / 8;
+        assert!((49..=50).contains(&used), "{what}: {used} a minute");
     }
 }
 
