@@ -50,7 +50,8 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub enum Urgency {
     /// The first page of a poll (new alerts wait for it), and all pages of the commands.
     Poll,
-    /// A further page of a poll. It takes its turn among the polls of the tenant's other searches.
+    /// A further page of a poll. A quarter of the limit is for them at once. Beyond that, they take
+    /// turns with the polls of the tenant's other searches.
     FurtherPage,
     /// A full read, or requests that follow from one. They take what polls leave.
     Background,
@@ -251,14 +252,18 @@ impl Window {
     /// Checks whether a request of a poll keeps its distance from the one before. If not, returns
     /// the time from which it does. `polls` is the number of polls that are wanted in a minute.
     fn pace(
-        &self,
+        &mut self,
         now: Instant,
         urgency: Urgency,
         polls: f64,
         full_reads_wait: bool,
     ) -> Result<(), Instant> {
+        if urgency == Urgency::FurtherPage && self.has_room_for_burst(now) {
+            return Ok(());
+        }
         // Further pages cannot be foreseen. Polls that needed some in the last minute are expected
         // to need as many in the next.
+        self.forget(now);
         let further =
             self.used_for(Urgency::FurtherPage) + u32::from(urgency == Urgency::FurtherPage);
         let wanted = polls + f64::from(further);
@@ -266,6 +271,13 @@ impl Window {
             .last_of_polls
             .map(|last| last + self.spacing(now, last, wanted, full_reads_wait));
         due.filter(|due| *due > now).map_or(Ok(()), Err)
+    }
+
+    /// Whether further pages have not had their quarter of the limit in the last minute. All new
+    /// alerts of a burst are on them, while most polls show nothing new.
+    fn has_room_for_burst(&mut self, now: Instant) -> bool {
+        self.forget(now);
+        self.used_for(Urgency::FurtherPage) < self.limit().div_ceil(4)
     }
 
     /// Whether a request leaves the turn to another that waits. If the limit is a single request a
@@ -497,6 +509,9 @@ impl Allowance {
                 reported_at = now;
             }
         };
+        if self.take_for_burst(Instant::now(), urgency) {
+            return self.permit(urgency);
+        }
         let queue = match urgency {
             Urgency::Poll | Urgency::FurtherPage => &self.polls,
             Urgency::Background => &self.full_reads,
@@ -514,15 +529,26 @@ impl Allowance {
             let now = Instant::now();
             report(now);
             match self.take(now, urgency) {
-                Ok(()) => {
-                    return Permit {
-                        allowance: self,
-                        urgency,
-                    };
-                }
+                Ok(()) => return self.permit(urgency),
                 Err(at) => tokio::time::sleep_until(at.min(now + RECHECK_INTERVAL)).await,
             }
         }
+    }
+
+    /// The permit for a request that was taken.
+    fn permit(&self, urgency: Urgency) -> Permit<'_> {
+        Permit {
+            allowance: self,
+            urgency,
+        }
+    }
+
+    /// Takes a further page without waiting in the queue, if it is within the part for a burst and
+    /// free now.
+    fn take_for_burst(&self, now: Instant, urgency: Urgency) -> bool {
+        urgency == Urgency::FurtherPage
+            && self.window.lock().has_room_for_burst(now)
+            && self.take(now, urgency).is_ok()
     }
 
     fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {

@@ -591,14 +591,34 @@ fn polls_beyond_those_that_were_expected_leave_full_reads_no_more_than_their_ten
 }
 
 #[test]
-fn further_pages_of_a_burst_do_not_wait_while_they_leave_polls_what_they_need() {
+fn further_pages_do_not_wait_while_they_leave_polls_what_they_need_but_have_a_quarter() {
     let now = Instant::now();
-    for (interval, pages) in [(5, 38), (10, 44), (60, 49)] {
+    for (millis, pages) in [
+        (1_000, 13),
+        (1_600, 13),
+        (2_000, 20),
+        (10_000, 44),
+        (60_000, 49),
+    ] {
         let allowance = Allowance::new(50);
-        allowance.reserve(Duration::from_secs(interval));
+        allowance.reserve(Duration::from_millis(millis));
         let at_once = std::iter::from_fn(|| allowance.take(now, Urgency::FurtherPage).ok());
-        assert_eq!(at_once.count(), pages, "{interval}");
+        assert_eq!(at_once.count(), pages, "{millis}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn further_pages_within_their_quarter_do_not_wait_behind_polls() {
+    let allowance = Allowance::new(4);
+    allowance.reserve(Duration::from_secs(5));
+    drop(allowance.acquire(Urgency::Poll, |_| {}).await);
+    let began = Instant::now();
+    let turn = async |urgency| {
+        drop(allowance.acquire(urgency, |_| {}).await);
+        began.elapsed().as_secs()
+    };
+    let turns = [Urgency::Poll, Urgency::FurtherPage, Urgency::FurtherPage].map(turn);
+    assert_eq!(join_all(turns).await, [20, 0, 40]);
 }
 
 #[test]
@@ -978,7 +998,7 @@ async fn searches_that_need_further_pages_share_the_allowance_evenly_and_leave_o
             .filter(is_settled)
             .filter(|turn| turn.page > 1);
         let waited = further.map(|turn| turn.had - turn.asked).max();
-        assert!(waited < Some(interval + round), "{what}: {waited:?}");
+        assert!(waited < Some(interval + 2 * round), "{what}: {waited:?}");
 
         let settled = others.iter().flatten().chain(&quiet).filter(is_settled);
         let used = settled.count() / 8;
