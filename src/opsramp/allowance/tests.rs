@@ -975,8 +975,7 @@ async fn poll_pages(allowance: &Allowance, pages: u32) -> Vec<Turn> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn searches_that_need_further_pages_share_the_allowance_evenly_and_leave_others_their_interval()
- {
+async fn searches_that_need_further_pages_share_the_allowance_evenly() {
     for (pages, busy) in [(2, 6), (2, 20), (5, 3), (26, 6)] {
         let allowance = Allowance::new(50);
         let others = (0..busy).map(|_| poll_pages(&allowance, pages));
