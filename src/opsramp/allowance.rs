@@ -50,8 +50,8 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub enum Urgency {
     /// The first page of a poll (new alerts wait for it), and all pages of the commands.
     Poll,
-    /// A further page of a poll. A quarter of the limit is for them at once. Beyond that, they take
-    /// turns with the polls of the tenant's other searches.
+    /// A further page of a poll. A quarter of the limit is for them before other polls. Beyond
+    /// that, they take turns with the polls of the tenant's other searches.
     FurtherPage,
     /// A full read, or requests that follow from one. They take what polls leave.
     Background,
@@ -112,9 +112,12 @@ pub(super) struct Allowance {
     /// The requests a minute that polls are expected to need, in thousandths. Full reads leave
     /// them free.
     reserved: AtomicU32,
-    /// The queue of polls and their further pages. The caller that is next holds the lock.
+    /// The queue of polls and their further pages. Whoever is first in it waits in `next`.
     polls: tokio::sync::Mutex<()>,
-    /// The queue of full reads.
+    /// The queue of further pages that are within the part for a burst. In it, they wait for one
+    /// poll at most. The caller that is next holds the lock.
+    next: tokio::sync::Mutex<()>,
+    /// The queue of full reads. The caller that is next holds the lock.
     full_reads: tokio::sync::Mutex<()>,
 }
 
@@ -490,6 +493,7 @@ impl Allowance {
             window: Mutex::new(Window::new(ceiling)),
             reserved: AtomicU32::new(0),
             polls: tokio::sync::Mutex::default(),
+            next: tokio::sync::Mutex::default(),
             full_reads: tokio::sync::Mutex::default(),
         }
     }
@@ -502,6 +506,13 @@ impl Allowance {
         mut waited: impl FnMut(Duration),
     ) -> Permit<'_> {
         let mut reported_at = Instant::now();
+        let (before, queue) = match urgency {
+            Urgency::Background => (None, &self.full_reads),
+            Urgency::FurtherPage if self.window.lock().has_room_for_burst(reported_at) => {
+                (None, &self.next)
+            }
+            Urgency::Poll | Urgency::FurtherPage => (Some(&self.polls), &self.next),
+        };
         let mut report = |now: Instant| {
             let more = now - reported_at;
             if more > Duration::from_millis(1) {
@@ -509,52 +520,30 @@ impl Allowance {
                 reported_at = now;
             }
         };
-        if self.take_for_burst(Instant::now(), urgency) {
-            return self.permit(urgency);
-        }
-        let queue = match urgency {
-            Urgency::Poll | Urgency::FurtherPage => &self.polls,
-            Urgency::Background => &self.full_reads,
+        let _place = match before {
+            Some(queue) => Some(wait_in(queue, &mut report).await),
+            None => None,
         };
-        let mut turn = pin!(queue.lock());
-        // The same future is polled again after each timeout, so that the caller keeps its place
-        // in the queue.
-        let _turn = loop {
-            match tokio::time::timeout(RECHECK_INTERVAL, &mut turn).await {
-                Ok(turn) => break turn,
-                Err(_) => report(Instant::now()),
-            }
-        };
+        let _turn = wait_in(queue, &mut report).await;
         loop {
             let now = Instant::now();
             report(now);
             match self.take(now, urgency) {
-                Ok(()) => return self.permit(urgency),
+                Ok(()) => {
+                    return Permit {
+                        allowance: self,
+                        urgency,
+                    };
+                }
                 Err(at) => tokio::time::sleep_until(at.min(now + RECHECK_INTERVAL)).await,
             }
         }
     }
 
-    /// The permit for a request that was taken.
-    fn permit(&self, urgency: Urgency) -> Permit<'_> {
-        Permit {
-            allowance: self,
-            urgency,
-        }
-    }
-
-    /// Takes a further page without waiting in the queue, if it is within the part for a burst and
-    /// free now.
-    fn take_for_burst(&self, now: Instant, urgency: Urgency) -> bool {
-        urgency == Urgency::FurtherPage
-            && self.window.lock().has_room_for_burst(now)
-            && self.take(now, urgency).is_ok()
-    }
-
     fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {
         let reserved = self.reserved.load(Ordering::Relaxed);
         // A queue is locked if a caller waits in it.
-        let polls_wait = self.polls.try_lock().is_err();
+        let polls_wait = self.next.try_lock().is_err();
         let full_reads_wait = self.full_reads.try_lock().is_err();
         let mut window = self.window.lock();
         if window.leaves_turn(urgency, polls_wait, full_reads_wait) {
@@ -591,6 +580,22 @@ impl Allowance {
 
     fn release(&self, milli: u32) {
         self.reserved.fetch_sub(milli, Ordering::Relaxed);
+    }
+}
+
+/// Waits until the caller is next in a queue. `report` is called with the time during the wait.
+async fn wait_in<'a>(
+    queue: &'a tokio::sync::Mutex<()>,
+    report: &mut impl FnMut(Instant),
+) -> tokio::sync::MutexGuard<'a, ()> {
+    let mut turn = pin!(queue.lock());
+    // The same future is polled again after each timeout, so that the caller keeps its place in
+    // the queue.
+    loop {
+        match tokio::time::timeout(RECHECK_INTERVAL, &mut turn).await {
+            Ok(turn) => return turn,
+            Err(_) => report(Instant::now()),
+        }
     }
 }
 

@@ -607,18 +607,35 @@ fn further_pages_do_not_wait_while_they_leave_polls_what_they_need_but_have_a_qu
     }
 }
 
+/// Polls use the whole allowance, in a queue of eight. Then a poll finds a burst.
 #[tokio::test(start_paused = true)]
-async fn further_pages_within_their_quarter_do_not_wait_behind_polls() {
-    let allowance = Allowance::new(4);
-    allowance.reserve(Duration::from_secs(5));
-    drop(allowance.acquire(Urgency::Poll, |_| {}).await);
+async fn further_pages_within_their_quarter_wait_for_one_poll_at_most() {
+    let allowance = Allowance::new(40);
     let began = Instant::now();
-    let turn = async |urgency| {
-        drop(allowance.acquire(urgency, |_| {}).await);
-        began.elapsed().as_secs()
+    let poll = async || {
+        allowance.reserve(Duration::from_secs(1));
+        while began.elapsed() < 4 * MINUTE {
+            drop(allowance.acquire(Urgency::Poll, |_| {}).await);
+        }
     };
-    let turns = [Urgency::Poll, Urgency::FurtherPage, Urgency::FurtherPage].map(turn);
-    assert_eq!(join_all(turns).await, [20, 0, 40]);
+    let burst = async || {
+        tokio::time::sleep(2 * MINUTE + Duration::from_millis(700)).await;
+        let mut had = Vec::new();
+        for _ in 0..12 {
+            let asked = Instant::now();
+            drop(allowance.acquire(Urgency::FurtherPage, |_| {}).await);
+            had.push(asked.elapsed());
+        }
+        had
+    };
+    let (_, waited) = tokio::join!(join_all((0..8).map(|_| poll())), burst());
+    let (within, beyond) = waited.split_at(10);
+    let turn = MINUTE / 40;
+    assert!(
+        within.iter().all(|waited| *waited <= 2 * turn),
+        "{waited:?}"
+    );
+    assert!(beyond.iter().all(|waited| *waited > 5 * turn), "{waited:?}");
 }
 
 #[test]
@@ -869,7 +886,7 @@ fn whoever_had_the_only_request_leaves_the_next_one_to_the_other_side_if_that_wa
 
     let allowance = Allowance::new(1);
     allowance.window.lock().last_urgency = Some(full_read);
-    let waits = allowance.polls.try_lock().unwrap();
+    let waits = allowance.next.try_lock().unwrap();
     assert_eq!(allowance.take(now, full_read), Err(now + RECHECK_INTERVAL));
     drop(waits);
     assert_eq!(allowance.take(now, full_read), Ok(()));
