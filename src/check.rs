@@ -5,12 +5,13 @@
 //! daemon would ask, in the order in which things can fail. It changes nothing, and shows no
 //! secret. A step that needs a failed one is skipped, because its failure would say nothing new.
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use crate::{
     config::{ConfigError, Loaded},
-    identity::Tenant,
     opsramp::Allowances,
+    poll::SearchOptions,
+    status::listed,
 };
 
 use self::report::{Outcome, Passed, Report, Trouble};
@@ -44,15 +45,10 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
         let found = account::check(&mut report, account, &config.searches, &allowances).await;
         tenants = tenants.zip(found).map(|(all, found)| [all, found].concat());
     }
-    for search in &config.searches {
-        let is_for_nobody = |tenants: &Vec<Tenant>| !tenants.iter().any(|it| search.is_for(&it.id));
-        if search.tenants.is_some() && tenants.as_ref().is_some_and(is_for_nobody) {
-            let passed = Passed::new((), "nothing is asked").with_concern(
-                "none of its tenants is an activated client; correct the ids of its tenants",
-            );
-            report
-                .about("")
-                .taken(&format!("search {}", search.name), Ok(passed));
+    if let Some(tenants) = tenants {
+        let known = tenants.iter().map(|tenant| &*tenant.id).collect();
+        for search in &config.searches {
+            check_tenants(&mut report, search, &known);
         }
     }
     local::check_state(&mut report, &config.state).await;
@@ -73,6 +69,26 @@ pub fn refuse(error: ConfigError, out: &mut dyn io::Write) -> io::Result<()> {
     );
     report.about("").taken::<()>("configuration", Err(trouble));
     report.end().map(drop)
+}
+
+/// Checks that the tenants that a search names are among the `known` ones.
+fn check_tenants(report: &mut Report<'_>, search: &SearchOptions, known: &HashSet<&str>) {
+    let in_vain = search.in_vain(known);
+    if in_vain.is_empty() {
+        return;
+    }
+    let named = search.tenants.as_ref().map_or(0, Vec::len);
+    let what = match named - in_vain.len() {
+        0 => "nothing is asked".to_owned(),
+        asked => format!("is asked of {asked} of its {named} tenants"),
+    };
+    let passed = Passed::new((), what).with_concern(format!(
+        "neither a tenant of an account nor an activated client: {}; correct the ids of its tenants",
+        listed(&in_vain)
+    ));
+    report
+        .about("")
+        .taken(&format!("search {}", search.name), Ok(passed));
 }
 
 fn configuration(loaded: &Loaded) -> Outcome<()> {

@@ -3,7 +3,7 @@
 //! [`engine`] and `full_read` decide and do no I/O. `search` is the task of one search of one
 //! tenant. `pollers` runs all of these tasks. `discovery` looks up the clients of partners.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 pub use crate::track::GroupLabel;
 
@@ -65,5 +65,12 @@ impl SearchOptions {
     pub fn is_for(&self, tenant: &str) -> bool {
         let named = |ids: &Vec<String>| ids.iter().any(|id| id == tenant);
         self.tenants.as_ref().is_none_or(named)
+    }
+
+    /// Returns those of its `tenants` that are not among the known ones, so that they are named in
+    /// vain.
+    pub(crate) fn in_vain(&self, known: &HashSet<&str>) -> Vec<&str> {
+        let named = self.tenants.iter().flatten().map(String::as_str);
+        named.filter(|id| !known.contains(id)).collect()
     }
 }

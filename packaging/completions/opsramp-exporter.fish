@@ -35,7 +35,7 @@ end
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l config.file -d 'The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.url -d 'The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.token-url -d 'The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]' -r
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.tenant -d 'A tenant\'s id, or several with commas; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
@@ -66,7 +66,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -f -a "c
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l config.file -d 'The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.url -d 'The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.token-url -d 'The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]' -r
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.tenant -d 'A tenant\'s id, or several with commas; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
@@ -91,7 +91,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l config.file -d 'The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.url -d 'The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.token-url -d 'The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]' -r
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.tenant -d 'A tenant\'s id, or several with commas; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
@@ -119,7 +119,7 @@ jsonl\t'One JSON object a line'"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l config.file -d 'The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.url -d 'The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.token-url -d 'The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]' -r
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.tenant -d 'A tenant\'s id, or several with commas; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
@@ -146,7 +146,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" 
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l config.file -d 'The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.url -d 'The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.token-url -d 'The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]' -r
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.tenant -d 'A tenant\'s id, or several with commas; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
@@ -172,7 +172,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand health
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l config.file -d 'The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.url -d 'The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.token-url -d 'The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]' -r
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.tenant -d 'A tenant\'s id, or several with commas; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
@@ -198,7 +198,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand health
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l config.file -d 'The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.url -d 'The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.token-url -d 'The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]' -r
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.tenant -d 'A tenant\'s id, or several with commas; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r

@@ -602,7 +602,7 @@ async fn every_query_is_asked_once_though_each_tenant_is_asked_for_its_first_sea
     ok       account acme, tenant client_b, search critical: N alert matches states:Critical, N a page, N of N requests a minute left
     skipped  account acme, tenant client_none, search out-of-reach: needs tenant client_none
     ok       search of-nobody: nothing is asked
-             warning: none of its tenants is an activated client; correct the ids of its tenants
+             warning: neither a tenant of an account nor an activated client: client_c; correct the ids of its tenants
     "#);
     // The refused query is asked three times: as the daemon does, the refusal may pass, or be about
     // the paging.
@@ -686,16 +686,27 @@ async fn the_clients_of_a_partner_are_counted_and_searched() {
         tenants: Some(vec![id.to_owned()]),
         ..config.searches[0].clone()
     };
-    let searches = [search("fine", "client_6"), search("typo", "client_7")];
+    let mut searches = ["client_6", "client_7", "client_6"].map(|id| search(id, id));
+    searches[2].name = "both".into();
+    searches[2]
+        .tenants
+        .as_mut()
+        .unwrap()
+        .push("client_8".to_owned());
     config.searches.extend(searches);
     let (passed, text) = setup.check().await;
     assert!(passed, "{text}");
-    let warned = "search typo: nothing is asked\n         warning: none of its tenants is an \
-                  activated client";
-    assert!(
-        text.contains(warned) && !text.contains("search fine"),
-        "{text}"
-    );
+    let lines = text
+        .lines()
+        .skip_while(|line| !line.contains("search client_7"));
+    let lines: Vec<_> = lines.take(4).collect();
+    insta::assert_snapshot!(lines.join("\n"), @"
+    ok       search client_7: nothing is asked
+             warning: neither a tenant of an account nor an activated client: client_7; correct the ids of its tenants
+    ok       search both: is asked of 1 of its 2 tenants
+             warning: neither a tenant of an account nor an activated client: client_8; correct the ids of its tenants
+    ");
+    assert!(!text.contains("search client_6"), "{text}");
 }
 
 /// Sets up a partner whose lists of clients are these, with a search of a client that it does not

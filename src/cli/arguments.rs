@@ -122,7 +122,7 @@ pub(super) struct AccountArguments {
     /// The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]
     #[arg(long = "opsramp.token-url", value_name = "URL", global = true)]
     pub(super) token_url: Option<String>,
-    /// A tenant's id; may be repeated [env: OPSRAMP_TENANT_ID]
+    /// A tenant's id, or several with commas; may be repeated [env: OPSRAMP_TENANT_ID]
     #[arg(
         long = "opsramp.tenant",
         value_name = "ID",

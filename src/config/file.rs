@@ -164,7 +164,8 @@ pub(super) struct Search {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "30s"))]
     pub(super) interval: Option<HumanDuration>,
-    /// The ids of the tenants it runs for. Default: every tenant.
+    /// The ids of the tenants it runs for; of clients, not of their partner, if these are
+    /// discovered. Default: every tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("items" = id_kind()))]
     pub(super) tenants: Option<Vec<String>>,

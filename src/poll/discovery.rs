@@ -194,8 +194,12 @@ impl AccountClient {
     /// Number of clients that are polled after the look-ups; `None` until all partners have been
     /// looked up.
     fn found(&self) -> Option<usize> {
-        let all = self.partners.iter().all(|it| it.is_looked_up);
-        all.then_some(self.discovered.len())
+        self.are_all_looked_up().then_some(self.discovered.len())
+    }
+
+    /// Whether the clients of all partners have been found.
+    pub(super) fn are_all_looked_up(&self) -> bool {
+        self.partners.iter().all(|it| it.is_looked_up)
     }
 
     /// What is known of the partners' clients; `None` without discovery.

@@ -20,12 +20,12 @@ use super::{
 };
 use crate::{
     clock::Steadiness,
-    health::Health,
+    health::{Health, Notice},
     identity::{SearchKey, Tenant},
     metrics::{AccountMetrics, Metrics},
     opsramp::{self, Allowances, BuildError, Client},
     record,
-    status::{Board, SearchStatus},
+    status::{Board, SearchStatus, listed},
     store::{Held, Store},
 };
 
@@ -71,6 +71,8 @@ pub struct Pollers {
     searches: HashMap<SearchKey, RunningSearch>,
     tasks: JoinSet<SearchKey>,
     look_ups: JoinSet<(Arc<str>, Clients)>,
+    /// What is told of tenants that searches name although nobody has them.
+    named_in_vain: BTreeMap<String, Notice>,
     steadiness: Arc<Steadiness>,
 }
 
@@ -153,6 +155,7 @@ impl Pollers {
             searches: HashMap::new(),
             tasks: JoinSet::new(),
             look_ups: JoinSet::new(),
+            named_in_vain: BTreeMap::new(),
             steadiness: Arc::default(),
         }
     }
@@ -218,6 +221,7 @@ impl Pollers {
         self.look_up_as_planned(&plan);
         self.plan = Some(plan);
         self.follow_plan().await;
+        self.tell_of_tenants_named_in_vain();
     }
 
     fn drop_accounts_not_in(&mut self, plan: &Plan) {
@@ -588,6 +592,56 @@ impl Pollers {
         let discovery = client.and_then(AccountClient::discovery);
         self.board
             .update_account(&account, |status| status.discovery = discovery);
+        self.tell_of_tenants_named_in_vain();
+    }
+
+    /// Returns sentences about the tenants that searches name although no account has them. They
+    /// are known once the clients of all partners have been looked up.
+    fn tenants_named_in_vain(&self) -> BTreeSet<String> {
+        let mut told = BTreeSet::new();
+        let Some(plan) = &self.plan else {
+            return told;
+        };
+        // Without discovery, the configuration has been checked for this.
+        if plan.accounts.iter().all(|it| it.discovery.is_none()) {
+            return told;
+        }
+        let mut known = HashSet::new();
+        for account in &plan.accounts {
+            match self.clients.get(&account.options.name) {
+                _ if account.discovery.is_none() => {
+                    known.extend(account.tenants.iter().map(|it| &*it.id));
+                }
+                Some(client) if client.are_all_looked_up() => {
+                    known.extend(client.discovered.keys().map(|it| &*it.id));
+                }
+                _ => return told,
+            }
+        }
+        for search in &plan.searches {
+            let in_vain = search.in_vain(&known);
+            if !in_vain.is_empty() {
+                told.insert(format!(
+                    "search {}: neither a tenant of an account nor an activated client: {}",
+                    search.name,
+                    listed(&in_vain)
+                ));
+            }
+        }
+        told
+    }
+
+    /// Tells of tenants that searches name although no account has them. Nothing else shows that
+    /// such a search does not run.
+    fn tell_of_tenants_named_in_vain(&mut self) {
+        let told = self.tenants_named_in_vain();
+        self.named_in_vain.retain(|text, _| told.contains(text));
+        for text in told {
+            self.named_in_vain.entry(text).or_insert_with_key(|text| {
+                tracing::warn!("{text}");
+                self.health.notice(text)
+            });
+        }
     }
 }
 

@@ -73,6 +73,7 @@ async fn partners() -> Simulator {
 struct Reloading {
     pollers: Pollers,
     board: Board,
+    health: Health,
     plan: Plan,
     _folder: tempfile::TempDir,
 }
@@ -82,10 +83,12 @@ impl Reloading {
     async fn new(plan: Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = open_store(&folder, store::JOURNAL_LIMIT).await;
-        let (pollers, board, _) = pollers(&store, &Health::default());
+        let health = Health::default();
+        let (pollers, board, _) = pollers(&store, &health);
         Self {
             pollers,
             board,
+            health,
             plan,
             _folder: folder,
         }
@@ -334,6 +337,38 @@ async fn of_a_list_that_is_short_a_client_that_is_deactivated_goes_and_one_that_
     simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_2", "client_3"]);
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_that_a_search_names_in_vain_are_told_once_all_clients_are_known() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut plan = plan(&url);
+    let mut partner = discovering(&url, &["msp_1"]);
+    partner.options.name = "partner".into();
+    plan.accounts.push(partner);
+    let own = plan.accounts[0].tenants[0].id.to_string();
+    let mut search = plan.searches[0].clone();
+    search.name = "named".into();
+    search.tenants = Some(
+        ["client_1", "client_3", &own]
+            .map(ToOwned::to_owned)
+            .to_vec(),
+    );
+    plan.searches.push(search);
+    let mut exporter = Reloading::new(plan).await;
+    exporter.reload(|_| {}).await;
+    assert!(exporter.health.notices().is_empty());
+    exporter.adopt_look_up().await;
+    let told = "search named: neither a tenant of an account nor an activated client: client_3";
+    assert_eq!(exporter.health.notices(), [told]);
+    exporter.reload(|_| {}).await;
+    assert_eq!(exporter.health.notices(), [told]);
+
+    exporter.plan.searches[1].tenants = Some(vec!["client_1".to_owned()]);
+    exporter.reload(|_| {}).await;
+    assert!(exporter.health.notices().is_empty());
     exporter.pollers.stop().await;
 }
 

@@ -169,24 +169,34 @@ impl Resolver<'_> {
         let message = "is empty; leave it out for every tenant, or name tenants";
         self.not_empty(path, ids, message);
         self.no_repetitions(path, ids.iter().map(String::as_str));
-        // Clients that are yet to be discovered are not known here, and `--opsramp.tenant` may
-        // pick fewer tenants than the file has.
-        let any_unknown = accounts.iter().any(|account| account.discover_clients)
-            || self.inputs.get("accounts[0].tenants") == Some(&"--opsramp.tenant");
-        if any_unknown || self.problems.covers("accounts") {
+        // `--opsramp.tenant` may pick fewer tenants than the file has.
+        let is_picked = self.inputs.get("accounts[0].tenants") == Some(&"--opsramp.tenant");
+        if is_picked || self.problems.covers("accounts") {
             return;
         }
-        let tenants: Vec<&Tenant> = accounts
-            .iter()
-            .flat_map(|account| &account.tenants)
-            .collect();
+        let tenants_of = |discover_clients| {
+            let accounts = accounts.iter();
+            let accounts = accounts.filter(move |it| it.discover_clients == discover_clients);
+            accounts.flat_map(|account| &account.tenants)
+        };
+        let tenants: Vec<&Tenant> = tenants_of(false).collect();
+        let partners: Vec<&Tenant> = tenants_of(true).collect();
         let known: Vec<&str> = tenants.iter().map(|tenant| &*tenant.id).collect();
         for (index, id) in ids.iter().enumerate() {
             if known.contains(&id.as_str()) {
                 continue;
             }
-            let advice = match tenants.iter().find(|tenant| *tenant.name == **id) {
+            let is_called = |tenant: &&&Tenant| *tenant.name == **id;
+            let is_partner = |it: &&Tenant| *it.id == **id || *it.name == **id;
+            let advice = match tenants.iter().find(is_called) {
                 Some(tenant) => format!("is a tenant's name; write its id, {}", tenant.id),
+                None if partners.iter().any(is_partner) => {
+                    "is a partner, whose clients are searched in its place (discover_clients); \
+                     name clients by their ids, or leave `tenants` out for all of them"
+                        .to_owned()
+                }
+                // It may be a client that is yet to be discovered.
+                None if !partners.is_empty() => continue,
                 None => {
                     // The variable may have been left behind in a shell while the file is right,
                     // so the message names it.

@@ -284,7 +284,16 @@ fn a_search_names_tenants_by_their_ids_and_may_name_those_yet_to_be_discovered()
     let named = MINIMAL.replace("[client_1]", "[{id: client_1, name: retail}]");
     let search = "searches: [{name: a, tenants: [retail]}]";
     assert_snapshot!(errors(&format!("{named}{search}")), @r#"config.yml:6:32: searches[0].tenants[0]: "retail" is a tenant's name; write its id, client_1"#);
-    config(&format!("{named}    discover_clients: true\n{search}"));
+    let clients = "searches: [{name: a, tenants: [client_5, client_1, retail]}]";
+    assert_snapshot!(errors(&format!("{named}    discover_clients: true\n{clients}")), @r#"
+    the configuration has 2 problems:
+      config.yml:7:42: searches[0].tenants[1]: "client_1" is a partner, whose clients are searched in its place (discover_clients); name clients by their ids, or leave `tenants` out for all of them
+      config.yml:7:52: searches[0].tenants[2]: "retail" is a partner, whose clients are searched in its place (discover_clients); name clients by their ids, or leave `tenants` out for all of them
+    "#);
+    config(&format!(
+        "{named}    discover_clients: true\n{}",
+        clients.replace(", client_1, retail", "")
+    ));
 }
 
 #[test]
@@ -713,7 +722,8 @@ searches:
         let partners = (1..=3).fold(text.to_owned(), |text, number| {
             text.replace(&format!("client_{number}"), &format!("msp_1{number}"))
         });
-        account("discover_clients: true", &partners)
+        let clients = partners.replace("tenants: [msp_12]", "tenants: [client_5]");
+        account("discover_clients: true", &clients)
     };
     let clients = discovering(&faster);
     let alike = faster.replace("client_2]", "msp_1]");
