@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, Write as _},
+    net::TcpListener,
     path::PathBuf,
     process::ExitCode,
     slice,
@@ -25,7 +26,6 @@ use crate::{
     runtime::{block_on, block_on_with_thread, check_threads},
     search_command,
     secret::SecretSource,
-    service_manager::ServiceManager,
     signals::Signals,
     status::Board,
     store::postgres::{self, UrlError},
@@ -88,26 +88,7 @@ fn dispatch(cli: &Cli) -> Outcome {
             print(&format!("{schema}\n"))
         }
         Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
-        Command::CheckConfig => {
-            let mut loaded = load_to_poll(cli).inspect_err(|_| tell_of_web_file(cli))?;
-            let web = check_web_file(&loaded.config.web)?;
-            let ending = web::certificate_warning(web.certificate_end, clock::now());
-            let told = web.warnings.into_iter().chain(ending);
-            loaded.warnings.extend(told.chain(web.left));
-            loaded.warnings.extend(check_tls_files(&loaded.config)?);
-            check_database_url(&loaded.config.state)?;
-            let secrets = block_on_with_thread(secret_files(&loaded.config))?;
-            loaded.warnings.extend(secrets.warnings);
-            loaded.warnings.extend(secrets.unusable);
-            if !secrets.problems.is_empty() {
-                return Err(Failure::Named(secrets.problems.join("\n")));
-            }
-            warn(&loaded.warnings);
-            let name = loaded.file.map_or("configuration".to_owned(), |file| {
-                file.display().to_string()
-            });
-            print(&format!("{name}: ok\n"))
-        }
+        Command::CheckConfig => run_check_config(cli),
         Command::Search(search) => {
             let loaded = load(cli)?;
             warn(&loaded.warnings);
@@ -126,6 +107,27 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Demo { simulator } => run_demo(cli, *simulator),
         Command::Check => run_check(cli),
     }
+}
+
+fn run_check_config(cli: &Cli) -> Outcome {
+    let mut loaded = load_to_poll(cli).inspect_err(|_| tell_of_web_file(cli))?;
+    let web = check_web_file(&loaded.config.web)?;
+    let ending = web::certificate_warning(web.certificate_end, clock::now());
+    let told = web.warnings.into_iter().chain(ending);
+    loaded.warnings.extend(told.chain(web.left));
+    loaded.warnings.extend(check_tls_files(&loaded.config)?);
+    check_database_url(&loaded.config.state)?;
+    let secrets = block_on_with_thread(secret_files(&loaded.config))?;
+    loaded.warnings.extend(secrets.warnings);
+    loaded.warnings.extend(secrets.unusable);
+    if !secrets.problems.is_empty() {
+        return Err(Failure::Named(secrets.problems.join("\n")));
+    }
+    warn(&loaded.warnings);
+    let name = loaded.file.map_or("configuration".to_owned(), |file| {
+        file.display().to_string()
+    });
+    print(&format!("{name}: ok\n"))
 }
 
 fn run_daemon(cli: &Cli) -> Outcome {
@@ -148,9 +150,8 @@ fn run_daemon(cli: &Cli) -> Outcome {
     tracing::debug!(config = %loaded.config.to_yaml(), "effective configuration");
     let reload = reloading(cli.clone(), loaded.file.clone());
     block_on(async {
-        let mut signals = Signals::listen()?;
+        let signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
-        let manager = ServiceManager::of_environment();
         let secrets = secret_files(&loaded.config);
         // The start does not wait for this, because a file system may be slow.
         tokio::spawn(async {
@@ -159,15 +160,7 @@ fn run_daemon(cli: &Cli) -> Outcome {
                 tracing::warn!("{warning}");
             }
         });
-        let started = Daemon::start(
-            loaded.config,
-            listeners,
-            board,
-            metrics,
-            manager,
-            &mut signals,
-        );
-        follow(started.await?, signals, reload).await
+        serve(loaded.config, listeners, board, metrics, signals, reload).await
     })?
 }
 
@@ -195,9 +188,17 @@ fn reloading(cli: Cli, file: Option<PathBuf>) -> LoadConfig {
     LoadConfig::new(move |attempt| load(attempt).map_err(|error| chain(error.as_ref())))
 }
 
-/// Runs the daemon. `None` stands for a start that a signal has stopped.
-async fn follow(daemon: Option<Daemon>, signals: Signals, load: LoadConfig) -> Outcome {
-    match daemon {
+/// Runs the daemon until it is told to stop, or cannot go on.
+async fn serve(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    board: Board,
+    metrics: Metrics,
+    mut signals: Signals,
+    load: LoadConfig,
+) -> Outcome {
+    let started = Daemon::start(config, listeners, board, metrics, &mut signals);
+    match started.await? {
         Some(daemon) => {
             let ended = daemon.run(signals, load).await;
             ended.map_err(|CannotGoOn| Failure::Told(FAILURE))
@@ -236,7 +237,7 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
     let (board, metrics) = observability();
     set_up_logging(cli, Some(metrics.clone()))?;
     block_on(async {
-        let mut signals = Signals::listen()?;
+        let signals = Signals::listen()?;
         let demo = Demo::start(simulator, &cli.overrides.web).await?;
         let config = demo.config.clone();
         let listeners = daemon::bind(&config.web)?;
@@ -253,10 +254,7 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         };
         let reload = LoadConfig::new(move |_| Ok(loaded.clone()));
         metrics.config_loaded(clock::now());
-        let manager = ServiceManager::of_environment();
-        let daemon =
-            Daemon::start(config, listeners, board, metrics, manager, &mut signals).await?;
-        let outcome = follow(daemon, signals, reload).await;
+        let outcome = serve(config, listeners, board, metrics, signals, reload).await;
         demo.stop().await;
         outcome
     })?

@@ -80,7 +80,6 @@ const REJECTED: &str =
 pub struct Daemon {
     config: Config,
     metrics: Metrics,
-    board: Board,
     health: Health,
     store: Store,
     pollers: Pollers,
@@ -135,13 +134,12 @@ impl Daemon {
         listeners: Vec<TcpListener>,
         board: Board,
         metrics: Metrics,
-        manager: ServiceManager,
         signals: &mut Signals,
     ) -> anyhow::Result<Option<Self>> {
         let quit = CancellationToken::new();
         let opened = Arc::new(OnceLock::new());
         let started = unless_stopped(
-            Self::set_up(config, listeners, board, metrics, manager, &quit, &opened),
+            Self::set_up(config, listeners, board, metrics, &quit, &opened),
             signals,
             &quit,
         );
@@ -167,7 +165,6 @@ impl Daemon {
         listeners: Vec<TcpListener>,
         board: Board,
         metrics: Metrics,
-        manager: ServiceManager,
         quit: &CancellationToken,
         opened: &Arc<OnceLock<Store>>,
     ) -> anyhow::Result<Self> {
@@ -211,6 +208,7 @@ impl Daemon {
         };
         let server = start_web_thread(serving).await?;
         let server_stop = server_stop.drop_guard();
+        let manager = ServiceManager::of_environment();
         let attending = manager.clone().attend(health.clone(), board.clone());
         let attendant = AbortOnDropHandle::new(tokio::spawn(attending));
         let opening = Opening {
@@ -234,7 +232,6 @@ impl Daemon {
         Ok(Self {
             config,
             metrics,
-            board,
             health,
             store,
             pollers,
@@ -452,12 +449,6 @@ impl Daemon {
                 self.metrics.remove_sink(name);
             }
         }
-    }
-
-    /// The latest snapshots.
-    #[must_use]
-    pub fn board(&self) -> &Board {
-        &self.board
     }
 }
 

@@ -118,23 +118,19 @@ impl Names {
         let mut all = self.asked.lock();
         let asked = all.entry(Arc::clone(&name)).or_default();
         let again_at = now + PATIENCE * (1 << asked.under_way.min(20));
-        let told = match &mut asked.waiting {
-            Some(waiting) if now < waiting.again_at => return waiting.told.clone(),
-            Some(waiting) => {
-                waiting.again_at = again_at;
-                waiting.told.clone()
+        let waiting = asked.waiting.get_or_insert_with(|| {
+            let (tell, told) = oneshot::channel();
+            Waiting {
+                tell,
+                told: told.shared(),
+                again_at: now,
             }
-            None => {
-                let (tell, told) = oneshot::channel();
-                let told = told.shared();
-                asked.waiting = Some(Waiting {
-                    tell,
-                    told: told.clone(),
-                    again_at,
-                });
-                told
-            }
-        };
+        });
+        let told = waiting.told.clone();
+        if now < waiting.again_at {
+            return told;
+        }
+        waiting.again_at = again_at;
         asked.under_way += 1;
         drop(all);
         let look_up = LookUp { names: self, name };

@@ -496,15 +496,8 @@ impl Limits {
     /// How often overdue connections are looked for. A tenth of the shortest time is precise
     /// enough.
     fn sweep_interval(&self) -> Duration {
-        let shortest = [
-            self.head_time,
-            self.idle_time,
-            self.work_time,
-            self.answer_time,
-        ]
-        .into_iter()
-        .min()
-        .unwrap_or(self.head_time);
+        let shortest = self.head_time.min(self.idle_time);
+        let shortest = shortest.min(self.work_time).min(self.answer_time);
         (shortest / 10).max(Duration::from_millis(1))
     }
 }

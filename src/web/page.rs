@@ -140,21 +140,16 @@ impl Page<'_> {
         let now = self.status.now;
         write!(
             f,
-            "<article class=\"card\">\n<h3>{}</h3>\n<dl>\n<div><dt>token</dt><dd>",
+            "<article class=\"card\">\n<h3>{}</h3>\n<dl>\n",
             Text(&account.account)
         )?;
         match account.token_expires_at {
-            Some(at) if at > now => write!(f, "expires {}", When { at, now })?,
-            Some(at) => write!(f, "expired {}", When { at, now })?,
-            None => f.write_str("none")?,
+            Some(at) if at > now => fact(f, "token", format_args!("expires {}", When { at, now }))?,
+            Some(at) => fact(f, "token", format_args!("expired {}", When { at, now }))?,
+            None => fact(f, "token", "none")?,
         }
-        f.write_str("</dd></div>\n")?;
         if let Some(latency) = account.auth_latency_seconds {
-            writeln!(
-                f,
-                "<div><dt>token request took</dt><dd>{}</dd></div>",
-                Span(latency)
-            )?;
+            fact(f, "token request took", Span(latency))?;
         }
         f.write_str("</dl>\n")?;
         if let Some(error) = &account.auth_error {
@@ -198,22 +193,17 @@ impl Page<'_> {
             f,
             "<article class=\"card\">\n<div class=\"top\"><div><h3>{}</h3>\
              <div class=\"where\">{}</div></div><span class=\"badge {class}\">{word}</span></div>\n\
-             <dl>\n<div><dt>delivered</dt><dd>{}</dd></div>\n<div><dt>waiting</dt><dd>",
+             <dl>\n",
             Text(&sink.sink),
             Text(sink.kind),
-            Thousands(sink.delivered),
         )?;
+        fact(f, "delivered", Thousands(sink.delivered))?;
         match sink.backlog {
-            Some(backlog) => write!(f, "{}", Thousands(backlog))?,
-            None => f.write_str("not known")?,
+            Some(backlog) => fact(f, "waiting", Thousands(backlog))?,
+            None => fact(f, "waiting", "not known")?,
         }
-        f.write_str("</dd></div>\n")?;
         if let Some(at) = sink.oldest_pending_at {
-            writeln!(
-                f,
-                "<div><dt>oldest waiting</dt><dd>{}</dd></div>",
-                When { at, now }
-            )?;
+            fact(f, "oldest waiting", When { at, now })?;
         }
         f.write_str("</dl>\n")?;
         if let Some(error) = &sink.error {
@@ -234,6 +224,11 @@ impl Page<'_> {
             Text(self.status.revision),
         )
     }
+}
+
+/// Writes one line of a card's list.
+fn fact(f: &mut fmt::Formatter<'_>, name: &str, value: impl fmt::Display) -> fmt::Result {
+    writeln!(f, "<div><dt>{name}</dt><dd>{value}</dd></div>")
 }
 
 fn allowances(

@@ -45,6 +45,7 @@ pub struct SecurityOptions {
 }
 
 /// The protection of the web server at one time.
+#[derive(Default)]
 pub struct Security {
     tls: Option<Arc<Tls>>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -115,12 +116,7 @@ impl Security {
     /// Returns a protection without TLS and passwords.
     #[must_use]
     pub fn none() -> Self {
-        Self {
-            tls: None,
-            headers: Vec::new(),
-            passwords: None,
-            bucket: None,
-        }
+        Self::default()
     }
 
     /// The scheme of the server's URLs.
@@ -133,17 +129,8 @@ impl Security {
     }
 
     /// Returns when the server's own certificate ends; `None` without TLS, or if it does not say.
-    pub(crate) fn certificate_end(&self) -> Option<Timestamp> {
+    fn certificate_end(&self) -> Option<Timestamp> {
         self.tls.as_ref()?.not_after
-    }
-
-    /// Returns a warning if the certificate ends soon, or has ended.
-    pub(crate) fn certificate_warning(&self, now: Timestamp) -> Option<String> {
-        certificate_warning(self.certificate_end(), now)
-    }
-
-    fn ending(&self, now: Timestamp) -> Option<Ending> {
-        Ending::of(self.certificate_end()?, now)
     }
 
     pub(super) fn tls(&self) -> Option<&Arc<Tls>> {

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, fmt};
 use jiff::Timestamp;
 
 use super::{
-    Page, severity,
+    Page, fact, severity,
     show::{Span, Text, Thousands, When},
 };
 use crate::{
@@ -66,19 +66,22 @@ impl Page<'_> {
         self.groups(f, &search.open_alerts)?;
 
         f.write_str("<dl>\n")?;
-        let mut fact = |name: &str, at: Option<Timestamp>| match at {
-            Some(at) => writeln!(f, "<div><dt>{name}</dt><dd>{}</dd></div>", When { at, now }),
-            None => Ok(()),
-        };
-        fact("oldest alert", search.oldest_open_alert_at)?;
-        fact("last success", search.last_success_at)?;
-        fact("last full read", search.last_full_read_at)?;
-        fact("next poll", search.next_poll_at)?;
-        write!(
+        for (name, at) in [
+            ("oldest alert", search.oldest_open_alert_at),
+            ("last success", search.last_success_at),
+            ("last full read", search.last_full_read_at),
+            ("next poll", search.next_poll_at),
+        ] {
+            if let Some(at) = at {
+                fact(f, name, When { at, now })?;
+            }
+        }
+        fact(
             f,
-            "<div><dt>polled</dt><dd>every {}</dd></div>\n</dl>\n",
-            Span(search.interval_seconds)
+            "polled",
+            format_args!("every {}", Span(search.interval_seconds)),
         )?;
+        f.write_str("</dl>\n")?;
 
         if let Some(error) = &search.last_error {
             let class = match search.state {
@@ -96,21 +99,12 @@ impl Page<'_> {
         if groups.is_empty() {
             return Ok(());
         }
-        groups.sort_by_key(|group| {
-            let severity = group
-                .labels
-                .get("state")
-                .map_or(9, |state| severity(state).0);
-            (severity, Reverse(group.count))
-        });
+        groups.sort_by_key(|group| (severity_of(group).0, Reverse(group.count)));
         shares(f, &groups)?;
         f.write_str("<div class=\"groups\">")?;
         const SHOWN: usize = 12;
         for group in groups.iter().take(SHOWN) {
-            let class = group
-                .labels
-                .get("state")
-                .map_or("", |state| severity(state).1);
+            let class = severity_of(group).1;
             write!(
                 f,
                 "<span class=\"badge {class}\">{} ",
@@ -183,17 +177,19 @@ impl Page<'_> {
     }
 }
 
+/// Returns the rank and the CSS class of the state that the alerts of a group share.
+fn severity_of(group: &GroupView) -> (u8, &'static str) {
+    let state = group.labels.get("state");
+    state.map_or((9, ""), |state| severity(state))
+}
+
 /// Writes one bar that shows how the alerts divide by severity. The words are below the bar.
 fn shares(f: &mut fmt::Formatter<'_>, groups: &[&GroupView]) -> fmt::Result {
-    let class = |group: &&GroupView| {
-        let state = group.labels.get("state");
-        state.map_or("", |state| severity(state).1)
-    };
     f.write_str("<div class=\"shares\" aria-hidden=\"true\">")?;
     // The groups come in the order of their severity.
-    for alike in groups.chunk_by(|one, next| class(one) == class(next)) {
+    for alike in groups.chunk_by(|one, next| severity_of(one) == severity_of(next)) {
         let count: u64 = alike.iter().map(|group| group.count).sum();
-        let class = class(&alike[0]);
+        let class = severity_of(alike[0]).1;
         write!(f, "<i class=\"{class}\" style=\"flex-grow:{count}\"></i>")?;
     }
     f.write_str("</div>\n")

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::Security;
-use crate::clock;
+use super::{Security, certificate_warning};
+use crate::{clock, validity::Ending};
 
 /// How long the result of a reading is used.
 const FRESH: Duration = Duration::from_secs(1);
@@ -47,21 +47,14 @@ struct State {
     checked_at: Instant,
     /// Why the files cannot be used at present.
     problem: Option<String>,
-    /// What was reported about the end of the certificate.
-    reported_end: Option<CertificateEnd>,
+    /// Whether the certificate had ended when its end was reported; `None` if it was not.
+    reported_end: Option<bool>,
     /// When the readings that have not ended began, by their numbers.
     under_way: BTreeMap<u64, Instant>,
     /// The number of the last reading that began.
     begun: u64,
     /// The number of the last reading whose outcome was taken over.
     last_taken: u64,
-}
-
-/// What is reported about the end of the certificate, once each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CertificateEnd {
-    Soon,
-    Past,
 }
 
 /// A reading, which counts as under way until this is dropped.
@@ -206,19 +199,15 @@ impl State {
 
     /// Reports that the certificate in force ends soon or has ended, once each.
     fn report_end(&mut self, now: Timestamp) {
-        let end = self.security.ending(now).map(|ending| {
-            if ending.has_expired() {
-                CertificateEnd::Past
-            } else {
-                CertificateEnd::Soon
-            }
-        });
-        if end != self.reported_end
-            && let Some(warning) = self.security.certificate_warning(now)
+        let not_after = self.security.certificate_end();
+        let ending = not_after.and_then(|end| Ending::of(end, now));
+        let has_ended = ending.map(Ending::has_expired);
+        if has_ended != self.reported_end
+            && let Some(warning) = certificate_warning(not_after, now)
         {
             tracing::warn!("{warning}");
         }
-        self.reported_end = end;
+        self.reported_end = has_ended;
     }
 
     /// Reports what is wrong with the files, each time that it is found. The diagnostics decide
