@@ -28,6 +28,14 @@ fn expiry(hours: u64) -> Expiry {
     Expiry::after(Duration::from_secs(hours * 60 * 60), now())
 }
 
+fn seen() -> RateLimit {
+    RateLimit {
+        limit: 50,
+        remaining: 48,
+        reset_at: now() + 30.seconds(),
+    }
+}
+
 fn key(account: &str, id: &str, tenant: &str, search: &str) -> SearchKey {
     SearchKey {
         account: account.into(),
@@ -328,14 +336,9 @@ fn what_happens_on_the_wire_is_counted_and_shown() {
     account.request(Endpoint::Token, Some(200), Duration::from_millis(120));
     account.request(Endpoint::Search, Some(418), Duration::from_millis(20));
     account.request(Endpoint::Search, None, Duration::from_secs(30));
-    let seen = RateLimit {
-        limit: 50,
-        remaining: 48,
-        reset_at: now() + 30.seconds(),
-    };
-    account.rate_limit("client_1", seen);
+    account.rate_limit("client_1", seen());
     // A partner whose clients are looked up although no search runs for it.
-    account.rate_limit("msp_9", seen);
+    account.rate_limit("msp_9", seen());
     account.throttled("client_1", Duration::from_millis(1500));
     let text = render(&metrics, now());
     parse(&text);
@@ -427,13 +430,8 @@ fn the_series_of_what_is_gone_disappear() {
     }
     let account = metrics.register_account(&"acme".into());
     metrics.register_sink(&"file".into());
-    let seen = RateLimit {
-        limit: 50,
-        remaining: 48,
-        reset_at: now(),
-    };
     for id in ["client_1", "client_2"] {
-        account.rate_limit(id, seen);
+        account.rate_limit(id, seen());
         account.throttled(id, Duration::from_secs(1));
     }
     metrics.sink_delivered("file", 1);
@@ -451,7 +449,7 @@ fn the_series_of_what_is_gone_disappear() {
     metrics.remove_sink("file");
     // A request was under way when the account was removed, and ends now.
     account.token_obtained(Duration::from_secs(1), expiry(0));
-    account.rate_limit("client_2", seen);
+    account.rate_limit("client_2", seen());
     metrics.sink_delivered("file", 1);
     let text = render(&metrics, now());
     for gone in [
@@ -480,12 +478,7 @@ fn two_tenants_of_one_name_do_not_make_the_same_series() {
     for key in &keys {
         metrics.register_search(key);
         metrics.0.board.set_search(up(key));
-        let seen = RateLimit {
-            limit: 50,
-            remaining: 48,
-            reset_at: now(),
-        };
-        account.rate_limit(&key.tenant.id, seen);
+        account.rate_limit(&key.tenant.id, seen());
     }
     let text = render(&metrics, now());
     parse(&text);
@@ -559,12 +552,7 @@ fn every_family_is_in_the_catalogue_and_every_one_of_it_can_be_seen() {
     metrics.0.board.set_search(up(&retail()));
     let account = metrics.register_account(&"acme".into());
     account.token_obtained(Duration::from_secs(1), expiry(0));
-    let seen = RateLimit {
-        limit: 50,
-        remaining: 48,
-        reset_at: now(),
-    };
-    account.rate_limit("client_1", seen);
+    account.rate_limit("client_1", seen());
     metrics.register_sink(&"file".into());
     metrics.0.board.update_sink(&"file".into(), |sink| {
         sink.backlog = Some(1);

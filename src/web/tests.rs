@@ -118,6 +118,13 @@ impl Site {
         }
     }
 
+    fn with_limits(limits: Limits) -> Self {
+        Self::open(Setup {
+            limits,
+            ..Setup::default()
+        })
+    }
+
     async fn get(&self, path: &str) -> Answer {
         self.request(client().get(format!("{}{path}", self.base)))
             .await

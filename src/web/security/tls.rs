@@ -18,37 +18,20 @@ use tokio_rustls::TlsAcceptor;
 use super::clients::{AllowedNames, AnyIssuer};
 use crate::{pem, secret::Secret, validity::not_after};
 
+macro_rules! by_name {
+    ($($suite:ident),*) => { [$((stringify!($suite), CipherSuite::$suite)),*] };
+}
+
 /// The cipher suites that can be chosen for TLS 1.2, by their names. Those of TLS 1.3 are always
 /// enabled.
-pub const CIPHER_SUITES: [(&str, CipherSuite); 6] = {
-    use CipherSuite as Suite;
-    [
-        (
-            "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
-            Suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-        ),
-        (
-            "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
-            Suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-        ),
-        (
-            "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
-            Suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-        ),
-        (
-            "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
-            Suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-        ),
-        (
-            "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
-            Suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-        ),
-        (
-            "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-            Suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-        ),
-    ]
-};
+pub const CIPHER_SUITES: [(&str, CipherSuite); 6] = by_name![
+    TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+];
 
 /// The curves that can be chosen, by their names in the exporter-toolkit.
 pub const CURVES: [(&str, NamedGroup); 3] = [

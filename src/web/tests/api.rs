@@ -136,12 +136,9 @@ async fn reload_and_quit_do_what_the_daemon_answers() {
 
 #[tokio::test]
 async fn whoever_asks_for_a_reload_that_takes_long_is_told_that_it_goes_on() {
-    let mut site = Site::open(Setup {
-        limits: Limits {
-            reload_time: Duration::from_millis(50),
-            ..Limits::default()
-        },
-        ..Setup::default()
+    let mut site = Site::with_limits(Limits {
+        reload_time: Duration::from_millis(50),
+        ..Limits::default()
     });
     let answer = site.post("/-/reload").await;
     assert_eq!(answer.status, 504);

@@ -223,12 +223,9 @@ async fn an_answer_that_cannot_be_made_is_told() {
 
 #[tokio::test]
 async fn long_answers_that_nobody_reads_are_few_and_hold_up_no_scrape() {
-    let site = Site::open(Setup {
-        limits: Limits {
-            turn_time: Duration::from_millis(200),
-            ..Limits::default()
-        },
-        ..Setup::default()
+    let site = Site::with_limits(Limits {
+        turn_time: Duration::from_millis(200),
+        ..Limits::default()
     });
     // The answers are larger than what sockets buffer.
     for n in 0..400 {
