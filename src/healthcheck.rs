@@ -68,18 +68,15 @@ pub async fn run(
         }
     };
     let address = own(&web)?;
+    if let Some(error) = &unread {
+        // Somebody who reads that all is well should know which exporter was asked.
+        logging::print_message(&format!(
+            "warning: {error:#}; what answers on {address} is asked"
+        ));
+    }
     let scheme = match unread {
-        None => scheme(&web, limits).await,
-        Some(error) => {
-            // Somebody who reads that all is well should know which exporter was asked.
-            logging::print_message(&format!(
-                "warning: {error:#}; what answers on {address} is asked"
-            ));
-            match web.config_file {
-                Some(_) => scheme(&web, limits).await,
-                None => Err(error),
-            }
-        }
+        Some(error) if web.config_file.is_none() => Err(error),
+        _ => scheme(&web, limits).await,
     };
     match scheme {
         Ok(scheme) => check(&target(&address, scheme)?, limits).await,

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    io,
     net::{SocketAddr, ToSocketAddrs as _},
     sync::{Arc, LazyLock},
     time::Duration,
@@ -69,7 +69,8 @@ pub(crate) type Answer = Result<Arc<[SocketAddr]>, Failure>;
 type Promise = Shared<oneshot::Receiver<Answer>>;
 
 /// Why a name was not found; each caller gets a copy.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(transparent)]
 pub(crate) struct Failure(Arc<io::Error>);
 
 static NAMES: LazyLock<Names> = LazyLock::new(|| {
@@ -172,20 +173,6 @@ impl Drop for LookUp {
                 all.remove(&self.name);
             }
         }
-    }
-}
-
-// === impl Failure ===
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Failure {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
     }
 }
 

@@ -252,10 +252,7 @@ async fn a_scrape_does_not_wait_for_a_store_that_is_locked() {
         assert!(longest.unwrap() < Duration::from_secs(4));
     }
     somebody_else.execute_batch("ROLLBACK").unwrap();
-    exporter
-        .stdout
-        .wait_for("all eight lines", |lines| lines.len() == 8)
-        .await;
+    exporter.logs(8, "all eight lines").await;
     exporter.stop().await;
 }
 
@@ -305,10 +302,7 @@ async fn threads_that_cannot_be_had_cost_neither_a_scrape_nor_the_end() {
     let opsramp = opsramp(3).await;
     let place = Place::new(&opsramp.url());
     let exporter = start_as_somebody(&place).await;
-    exporter
-        .stdout
-        .wait_for("its threads have worked", |lines| lines.len() == 3)
-        .await;
+    exporter.logs(3, "its threads have worked").await;
     limit_threads(&exporter, 1).await;
     exporter.wait_until_complete().await;
     let (status, alerts) = exporter.get("/api/v1/alerts").await;
@@ -339,10 +333,7 @@ async fn a_sink_whose_thread_cannot_be_had_waits_for_it() {
         "{told}"
     );
     opsramp.open_many(DEMO_TENANT, 1).unwrap();
-    exporter
-        .stdout
-        .wait_for("the other one works", |lines| lines.len() == 4)
-        .await;
+    exporter.logs(4, "the other one works").await;
     assert_eq!(place.text_of("alerts.jsonl"), "");
 
     limit_threads(&exporter, 4096).await;

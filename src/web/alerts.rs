@@ -1,12 +1,12 @@
 //! The open alerts: the store is asked for them, within a time limit.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::query::Query;
+use super::{query::Query, view::tenant_names};
 use crate::{
     error_chain::chain,
     record::AlertFields,
@@ -115,19 +115,12 @@ impl Answer {
     /// Returns the alerts, newest first, with the names of their tenants.
     pub(super) fn read(&self, board: &Board) -> Vec<OpenAlert<'_>> {
         let searches = board.searches();
-        let names: HashMap<(&str, &str), &Arc<str>> = searches
-            .iter()
-            .map(|status| &status.key)
-            .map(|key| ((&*key.account, &*key.tenant.id), &key.tenant.name))
-            .collect();
+        let name_of = tenant_names(&searches);
         self.found
             .iter()
             .map(|found| OpenAlert {
                 account: &found.account,
-                tenant: match names.get(&(&*found.account, &*found.tenant_id)) {
-                    Some(name) => Arc::clone(name),
-                    None => found.tenant_id.as_str().into(),
-                },
+                tenant: name_of(&found.account, &found.tenant_id),
                 search: &found.search,
                 alert_id: &found.alert.id,
                 // An alert that cannot be read is shown by its id alone.

@@ -3,7 +3,7 @@
 //! contract (docs/http-api.md).
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -148,14 +148,6 @@ impl StatusView {
         now: Timestamp,
     ) -> Self {
         let all = board.searches();
-        let tenants: BTreeMap<_, _> = all
-            .iter()
-            .map(|status| {
-                let key = &status.key;
-                let id = (Arc::clone(&key.account), Arc::clone(&key.tenant.id));
-                (id, Arc::clone(&key.tenant.name))
-            })
-            .collect();
         let mut matching: Vec<_> = all
             .iter()
             .map(|status| (SearchState::of(status, now), status))
@@ -181,7 +173,7 @@ impl StatusView {
                 .collect(),
             searches_total,
             troubled,
-            accounts: accounts(board, &all, &tenants, filter, now),
+            accounts: accounts(board, &all, filter, now),
             sinks: sinks(board),
         }
     }
@@ -190,14 +182,10 @@ impl StatusView {
 fn accounts(
     board: &Board,
     searches: &[Arc<SearchStatus>],
-    tenants: &BTreeMap<(Arc<str>, Arc<str>), Arc<str>>,
     filter: &SearchFilter,
     now: Timestamp,
 ) -> Vec<AccountView> {
-    let name_of = |account: &Arc<str>, id: &str| {
-        let key = (Arc::clone(account), Arc::from(id));
-        tenants.get(&key).cloned().unwrap_or(key.1)
-    };
+    let name_of = tenant_names(searches);
     // If this replica asks nothing of an account any more, nothing would end an earlier failure.
     let asking: HashSet<_> = searches
         .iter()
@@ -229,6 +217,19 @@ fn accounts(
             account: name,
         })
         .collect()
+}
+
+/// Returns what tells the name of a tenant by its account and id; the id if no search is for it.
+pub(super) fn tenant_names(searches: &[Arc<SearchStatus>]) -> impl Fn(&str, &str) -> Arc<str> {
+    let names: HashMap<(&str, &str), &Arc<str>> = searches
+        .iter()
+        .map(|status| &status.key)
+        .map(|key| ((&*key.account, &*key.tenant.id), &key.tenant.name))
+        .collect();
+    move |account, id| match names.get(&(account, id)) {
+        Some(name) => Arc::clone(name),
+        None => id.into(),
+    }
 }
 
 fn sinks(board: &Board) -> Vec<SinkView> {

@@ -306,10 +306,7 @@ async fn our_samples_are_understood_word_for_word() {
             .insert("5020".to_owned(), (500, not_found.to_owned()));
     }
     wait_for_total(&exporter, 1.0).await;
-    let lines = exporter
-        .stdout
-        .wait_for("two have left", |lines| lines.len() == 5)
-        .await;
+    let lines = exporter.logs(5, "two have left").await;
     let left = records(&lines);
     let ticketed = record(&left, "5021", "left");
     for (key, value) in [
@@ -338,10 +335,7 @@ async fn our_samples_are_understood_word_for_word() {
         }
     }
     wait_for_total(&exporter, 0.0).await;
-    let lines = exporter
-        .stdout
-        .wait_for("two came back, three have left", |lines| lines.len() == 10)
-        .await;
+    let lines = exporter.logs(10, "two came back, three have left").await;
     let last = records(&lines[7..]);
     assert_eq!(record(&last, "5021", "left").text("reason"), "closed");
     assert_eq!(
@@ -415,10 +409,7 @@ async fn the_documented_answers_are_understood_word_for_word() {
         .await;
         let exporter = place_for(&server).start().await;
         wait_for_total(&exporter, 3.0).await;
-        let lines = exporter
-            .stdout
-            .wait_for("three lines", |lines| lines.len() == 3)
-            .await;
+        let lines = exporter.logs(3, "three lines").await;
         let opened = records(&lines);
         let alert = record(&opened, "389546", "opened");
         assert_eq!(
@@ -467,10 +458,7 @@ async fn the_documented_answers_are_understood_word_for_word() {
             documents.alerts.insert("389548".to_owned(), (500, missing));
         }
         wait_for_total(&exporter, 1.0).await;
-        let lines = exporter
-            .stdout
-            .wait_for("two have left", |lines| lines.len() == 5)
-            .await;
+        let lines = exporter.logs(5, "two have left").await;
         let left = records(&lines);
         let ticketed = record(&left, "389547", "left");
         assert_eq!(ticketed.text("reason"), "ticketed");
@@ -490,10 +478,7 @@ async fn the_documented_answers_are_understood_word_for_word() {
                 .insert("389546".to_owned(), (200, inference));
         }
         wait_for_total(&exporter, 0.0).await;
-        let lines = exporter
-            .stdout
-            .wait_for("all have left", |lines| lines.len() == 6)
-            .await;
+        let lines = exporter.logs(6, "all have left").await;
         assert_eq!(
             record(&records(&lines), "389546", "left").text("reason"),
             "state_changed",

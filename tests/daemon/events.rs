@@ -93,10 +93,7 @@ async fn alerts_open_change_and_leave_in_lines_and_gauges() {
     }
     let place = Place::new(&opsramp.url());
     let exporter = place.start().await;
-    exporter
-        .stdout
-        .wait_for("three opened", |lines| lines.len() == 3)
-        .await;
+    exporter.logs(3, "three opened").await;
     let total = "opsramp_search_total_results{";
     exporter
         .wait_for("a total of 3", |metrics| metrics.one(total) == Some(3.0))
@@ -106,10 +103,7 @@ async fn alerts_open_change_and_leave_in_lines_and_gauges() {
     exporter
         .wait_for("a total of 2", |metrics| metrics.one(total) == Some(2.0))
         .await;
-    let lines = exporter
-        .stdout
-        .wait_for("one left", |lines| lines.len() == 4)
-        .await;
+    let lines = exporter.logs(4, "one left").await;
     let left = check_record(&lines[3]);
     assert_eq!(left.text("event"), "left");
     assert_eq!(left.text("alert_id"), ids[1].number().to_string());
@@ -118,10 +112,7 @@ async fn alerts_open_change_and_leave_in_lines_and_gauges() {
     assert_eq!(left.text("previous_status"), "New");
 
     opsramp.set_state(ids[2], State::Critical).unwrap();
-    let lines = exporter
-        .stdout
-        .wait_for("one changed", |lines| lines.len() == 5)
-        .await;
+    let lines = exporter.logs(5, "one changed").await;
     let changed = check_record(&lines[4]);
     assert_eq!(changed.text("event"), "changed");
     assert_eq!(changed.text("alert_id"), ids[2].number().to_string());
@@ -173,20 +164,14 @@ async fn a_restart_repeats_nothing_and_finds_what_happened_meanwhile() {
     let opsramp = opsramp(150).await;
     let place = Place::new(&opsramp.url());
     let exporter = place.start().await;
-    exporter
-        .stdout
-        .wait_for("150 lines", |lines| lines.len() == 150)
-        .await;
+    exporter.logs(150, "150 lines").await;
     exporter.stop().await;
     let ids = opsramp.open_many(DEMO_TENANT, 2).unwrap();
     let oldest = opsramp.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
     opsramp.act(oldest, Action::Close).unwrap();
     let exporter = place.start().await;
     exporter.wait_until_complete().await;
-    exporter
-        .stdout
-        .wait_for("three lines", |lines| lines.len() == 3)
-        .await;
+    exporter.logs(3, "three lines").await;
     exporter.wait_for_poll().await;
     let ended = exporter.stop().await;
     let mut told: Vec<(String, String)> = ended

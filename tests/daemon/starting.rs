@@ -13,10 +13,7 @@ use crate::exporter::{
 /// Starts the exporter and waits for the lines of two alerts.
 async fn logs_two_alerts(place: &Place, command: Command) {
     let exporter = place.start_as(command).await;
-    let lines = exporter
-        .stdout
-        .wait_for("two lines", |lines| lines.len() == 2)
-        .await;
+    let lines = exporter.logs(2, "two lines").await;
     assert!(lines.iter().all(|line| line.contains(r#""opened""#)));
     exporter.stop().await;
 }
@@ -81,10 +78,7 @@ async fn of_two_on_one_state_file_the_second_ends_with_status_1() {
     );
     assert_eq!(second.stdout.len(), 0);
     opsramp.open_many(DEMO_TENANT, 1).unwrap();
-    first
-        .stdout
-        .wait_for("the first goes on", |lines| lines.len() == 2)
-        .await;
+    first.logs(2, "the first goes on").await;
     first.stop().await;
 }
 

@@ -161,10 +161,7 @@ async fn a_standard_output_that_is_closed_ends_it_with_status_1_and_loses_nothin
     let opsramp = opsramp(5).await;
     let place = Place::new(&opsramp.url());
     let mut exporter = place.start().await;
-    let before = exporter
-        .stdout
-        .wait_for("five lines", |lines| lines.len() == 5)
-        .await;
+    let before = exporter.logs(5, "five lines").await;
     exporter.close_stdout().await;
     let ids = opsramp.open_many(DEMO_TENANT, 20).unwrap();
     let ended = exporter.end().await;
@@ -179,10 +176,7 @@ async fn a_standard_output_that_is_closed_ends_it_with_status_1_and_loses_nothin
     opsramp.act(ids[0], Action::Close).unwrap();
 
     let exporter = place.start().await;
-    let after = exporter
-        .stdout
-        .wait_for("twenty opened and one left", |lines| lines.len() == 21)
-        .await;
+    let after = exporter.logs(21, "twenty opened and one left").await;
     exporter.wait_for_poll().await;
     let ended = exporter.stop().await;
     assert_eq!(ended.stdout.len(), 21);
@@ -219,17 +213,11 @@ async fn a_standard_error_that_is_closed_disturbs_nobody() {
     let opsramp = opsramp(2).await;
     let place = Place::new(&opsramp.url());
     let mut exporter = place.start().await;
-    exporter
-        .stdout
-        .wait_for("two lines", |lines| lines.len() == 2)
-        .await;
+    exporter.logs(2, "two lines").await;
     exporter.close_stderr().await;
     exporter.signal(Signal::HUP);
     opsramp.open_many(DEMO_TENANT, 1).unwrap();
-    exporter
-        .stdout
-        .wait_for("one more", |lines| lines.len() == 3)
-        .await;
+    exporter.logs(3, "one more").await;
     exporter.stop().await;
 }
 

@@ -444,6 +444,12 @@ impl Exporter {
         Metrics::parse(&text)
     }
 
+    /// Waits until there are exactly so many lines on standard output, and returns them.
+    pub(crate) async fn logs(&self, count: usize, what: &str) -> Vec<String> {
+        let enough = |lines: &[String]| lines.len() == count;
+        self.stdout.wait_for(what, enough).await
+    }
+
     /// Waits until `holds` accepts the metrics.
     pub(crate) async fn wait_for(&self, what: &str, holds: impl Fn(&Metrics) -> bool) -> Metrics {
         let deadline = Instant::now() + PATIENCE;
