@@ -71,7 +71,6 @@ fn metrics(searches: usize, now: Timestamp) -> Metrics {
                 groups: Arc::new(groups.clone()),
                 oldest: Some(now),
             }),
-            last_requests: 1,
             last_full_read: Some(now),
             next_poll: Some(now),
             polls: std::collections::VecDeque::new(),

@@ -52,8 +52,6 @@ pub struct SearchStatus {
     pub up: Option<bool>,
     /// What the last successful poll learned.
     pub result: Option<SearchResult>,
-    /// API requests that the last poll took.
-    pub last_requests: u64,
     /// When the result was last read as a whole.
     pub last_full_read: Option<Timestamp>,
     /// When the next poll is due.
@@ -337,7 +335,6 @@ impl SearchStatus {
             stale_after,
             up: None,
             result: None,
-            last_requests: 0,
             last_full_read: None,
             next_poll: None,
             polls: VecDeque::new(),
@@ -355,6 +352,12 @@ impl SearchStatus {
             first_attempt_over: true,
             ..Self::unknown(self.key.clone(), self.interval, self.stale_after)
         }
+    }
+
+    /// API requests that the last poll took.
+    #[must_use]
+    pub fn last_requests(&self) -> u64 {
+        self.polls.front().map_or(0, |poll| poll.requests)
     }
 
     /// Whether this replica should hold the search but could not take it up.

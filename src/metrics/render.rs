@@ -160,7 +160,8 @@ fn write_results(exposition: &mut Exposition, searches: &[Search], now: Timestam
 /// Returns the groups of a result with their labels.
 fn groups(labels: &Labels, result: &SearchResult) -> Vec<(Labels, u64)> {
     let mut groups: Vec<(Labels, u64)> = Vec::with_capacity(result.groups.len() + STATES.len());
-    if *result.group_by == [GroupLabel::State] {
+    let by_state = *result.group_by == [GroupLabel::State];
+    if by_state {
         // The known states come first, in a fixed order.
         let count_of = |state: &str| -> u64 {
             let same = result
@@ -176,10 +177,8 @@ fn groups(labels: &Labels, result: &SearchResult) -> Vec<(Labels, u64)> {
         groups.extend(counts.into_iter().filter(shown));
     }
     let known = |values: &[Arc<str>]| {
-        *result.group_by == [GroupLabel::State]
-            && values
-                .first()
-                .is_some_and(|value| STATES.contains(&&**value))
+        let first = values.first();
+        by_state && first.is_some_and(|value| STATES.contains(&&**value))
     };
     for (values, count) in result.groups.iter().filter(|(values, _)| !known(values)) {
         let labels = result
@@ -230,7 +229,7 @@ fn write_polls(exposition: &mut Exposition, searches: &[Search]) {
     }
     let mut samples = exposition.family(&catalog::POLL_REQUESTS);
     for (labels, status) in held() {
-        samples.put(labels, status.last_requests);
+        samples.put(labels, status.last_requests());
     }
     let mut samples = exposition.family(&catalog::POLL_LAST_SUCCESS);
     for (labels, status) in statuses() {

@@ -81,7 +81,6 @@ fn up(key: &SearchKey) -> SearchStatus {
     SearchStatus {
         up: Some(true),
         result: Some(result()),
-        last_requests: 1,
         last_full_read: Some(now()),
         ..status(key)
     }

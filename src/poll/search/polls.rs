@@ -218,13 +218,11 @@ impl Running {
         let took = poll.began.elapsed();
         self.search.metrics.poll_ended(took);
         let succeeded = outcome.is_ok();
-        let requests = poll.sent.count();
-        self.search.status.last_requests = requests;
         self.search.status.polls.truncate(HISTORY - 1);
         self.search.status.polls.push_front(PollSummary {
             started: poll.started,
             took,
-            requests,
+            requests: poll.sent.count(),
             outcome: outcome.map(|()| poll.events),
         });
         self.search.status.first_attempt_over = true;
@@ -277,7 +275,7 @@ mod tests {
                     .map(|(first, total)| page_of(page, first, total));
                 next = self.answer(page, answer).await;
             }
-            self.running.search.status.last_requests
+            self.running.search.status.last_requests()
         }
 
         async fn answer(&mut self, page: u64, answer: Result<Answer, Error>) -> Option<Request> {
