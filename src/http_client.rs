@@ -1,6 +1,8 @@
 //! What the HTTP clients have in common, above all those of the API and of OTLP receivers.
 
 use std::io;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 use anyhow::Chain;
 use http::{HeaderMap, Uri, header::CONTENT_ENCODING};
@@ -9,6 +11,11 @@ use reqwest::{ClientBuilder, redirect, retry};
 
 use crate::{names::Resolver, proxy};
 
+/// How long the other side may leave what was sent unacknowledged before the connection is closed.
+/// A receiver that answers early and reads no more would keep the rest of the body in memory.
+#[cfg(target_os = "linux")]
+const UNREAD_FOR: Duration = Duration::from_secs(30);
+
 /// Returns a builder with what all clients have in common. Redirects are not followed, because
 /// they might lead secrets anywhere.
 pub(crate) fn bare() -> ClientBuilder {
@@ -16,7 +23,10 @@ pub(crate) fn bare() -> ClientBuilder {
     rustls::crypto::ring::default_provider()
         .install_default()
         .ok();
-    reqwest::Client::builder()
+    let builder = reqwest::Client::builder();
+    #[cfg(target_os = "linux")]
+    let builder = builder.tcp_user_timeout(UNREAD_FOR);
+    builder
         .user_agent(concat!(
             env!("CARGO_PKG_NAME"),
             "/",

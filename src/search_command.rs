@@ -496,10 +496,11 @@ fn table(rows: &[[String; 6]]) -> String {
     })
 }
 
-/// Returns a line for [`logging::write`]. Through the queue, as with [`logging::print_message`],
+/// Returns a line for [`logging::write`], without characters that a server may have chosen to
+/// mislead the reader of a terminal. Through the queue, as with [`logging::print_message`],
 /// the line could appear while the progress bar occupies the terminal's line.
 fn message(text: &str) -> String {
-    format!("opsramp-exporter: {text}\n")
+    format!("opsramp-exporter: {}\n", plain(text))
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -4,14 +4,15 @@
 //! shared by scrapes. It is used again until something changes, and after a change for ten times
 //! as long as it took to make. In both cases it is used for a second at most, because time alone
 //! changes some values. So encoding takes no more than a tenth of a core while it takes less than
-//! 100 ms, however many clients ask and however often the board changes. The outcome of a reload
-//! is shown at once.
+//! 100 ms, however many clients ask and however often the board changes. While clients that do not
+//! read hold many renderings, a rendering is used for some seconds. The outcome of a reload is
+//! shown at once.
 
 use std::{
     io::Write as _,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,10 +26,15 @@ use tokio::time::Instant;
 use super::{Metrics, render};
 
 /// The maximum age of a rendering, even if nothing was reported since.
-const MAX_AGE: Duration = Duration::from_secs(1);
+pub(super) const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// The maximum age of a rendering that is shown while another one is made.
 const MAX_AGE_MEANWHILE: Duration = Duration::from_secs(5);
+
+/// The bytes of renderings in use above which the last one is shown for as long as
+/// [`MAX_AGE_MEANWHILE`]. Otherwise each client that reads slowly, or not at all, could have a
+/// rendering of its own in memory until its answer's time is up.
+pub(super) const MAX_IN_USE: usize = 16 << 20;
 
 /// After a change, a rendering is used for this many times the time that it took.
 const COST_FACTOR: u32 = 10;
@@ -47,9 +53,17 @@ pub(super) struct Cache {
     latest: Mutex<Option<Cached>>,
     /// Held while a thread encodes.
     encoding: Mutex<()>,
+    /// Total length of the texts that are latest or are being sent, in bytes.
+    in_use: Arc<AtomicUsize>,
     /// Number of reloads. A rendering that was begun before the latest reload is not shown any
     /// more.
     epoch: AtomicU64,
+}
+
+/// A text that counts as in use until it is dropped.
+struct Counted {
+    bytes: Vec<u8>,
+    in_use: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +103,12 @@ impl Metrics {
         let cached = self.0.cache.latest()?;
         let age = cached.begun.elapsed();
         let unchanged = cached.version == self.version() && age <= MAX_AGE;
-        let too_costly_to_renew = age <= (cached.took * COST_FACTOR).min(MAX_AGE);
+        let too_costly_to_renew = age
+            <= if self.0.cache.in_use.load(Ordering::Relaxed) > MAX_IN_USE {
+                MAX_AGE_MEANWHILE
+            } else {
+                (cached.took * COST_FACTOR).min(MAX_AGE)
+            };
         (unchanged || too_costly_to_renew).then_some(cached.rendering)
     }
 
@@ -120,9 +139,10 @@ impl Metrics {
             .as_ref()
             .map_or(4096, |last| last.rendering.text.len() * 9 / 8);
         let text = render::render(self, now, size_hint);
+        let in_use = &self.0.cache.in_use;
         let rendering = Arc::new(Rendering {
-            gzip: compress(text.as_bytes()),
-            text: Bytes::from(text),
+            gzip: Counted::share(compress(text.as_bytes()), in_use),
+            text: Counted::share(text.into_bytes(), in_use),
         });
         *self.0.cache.latest.lock() = Some(Cached {
             rendering: Arc::clone(&rendering),
@@ -140,11 +160,35 @@ impl Metrics {
     }
 }
 
-fn compress(text: &[u8]) -> Bytes {
+// === impl Counted ===
+
+impl Counted {
+    /// Returns `bytes` so that they count as in use while anybody holds them.
+    fn share(bytes: Vec<u8>, in_use: &Arc<AtomicUsize>) -> Bytes {
+        in_use.fetch_add(bytes.len(), Ordering::Relaxed);
+        Bytes::from_owner(Self {
+            bytes,
+            in_use: Arc::clone(in_use),
+        })
+    }
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.in_use.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+fn compress(text: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 16), Compression::fast());
     encoder
         .write_all(text)
         .and_then(|()| encoder.finish())
         .expect("writing to a vector does not fail")
-        .into()
 }

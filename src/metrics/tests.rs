@@ -656,6 +656,31 @@ fn a_rendering_is_used_again_until_something_changes() {
 }
 
 #[test]
+fn while_clients_hold_many_renderings_one_is_used_for_longer() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    for search in 0..1000 {
+        let name = format!("{search}-{}", "x".repeat(200));
+        metrics.register_search(&key("acme", "client_1", "retail", &name));
+    }
+    let mut held = Vec::new();
+    let mut length = 0;
+    while length < rendering::MAX_IN_USE {
+        metrics.0.board.set_search(up(&retail()));
+        metrics.0.cache.outdate();
+        let text = metrics.rendering(now()).text.clone();
+        length += text.len();
+        held.push(text);
+    }
+    let last = metrics.rendering(now());
+    metrics.0.board.set_search(up(&retail()));
+    std::thread::sleep(rendering::MAX_AGE + Duration::from_millis(100));
+    let shown = metrics.fresh_rendering();
+    assert!(shown.is_some_and(|shown| Arc::ptr_eq(&shown, &last)));
+    drop(held);
+    assert!(metrics.fresh_rendering().is_none());
+}
+
+#[test]
 fn both_encodings_say_the_same() {
     let metrics = Metrics::new(Board::default(), BUILD);
     metrics.register_search(&retail());

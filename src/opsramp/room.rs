@@ -1,6 +1,6 @@
 //! Memory for the bodies of answers, of all accounts together.
 //!
-//! Nearly all bodies are small. The others take turns, so that hundreds of tenants behind a server
+//! Most bodies are small. The others take turns, so that hundreds of tenants behind a server
 //! or a proxy that sends too much cannot use up the memory at the same time. Because a body on a
 //! slow network holds its turn for long, an account has half of the turns at most.
 
@@ -15,24 +15,28 @@ struct Step {
 }
 
 /// How many turns each step has.
-const TURNS: [usize; 2] = [16, 2];
+const TURNS: [usize; 3] = [128, 16, 2];
 
 /// A body that waits for a turn holds turns of the steps before only. So a body with a turn of the
 /// last step waits for no other body.
-static STEPS: [Step; 2] = [
+static STEPS: [Step; 3] = [
     Step {
-        above: 1024 * 1024,
+        above: 128 * 1024,
         turns: Semaphore::const_new(TURNS[0]),
     },
     Step {
-        above: 8 * 1024 * 1024,
+        above: 1024 * 1024,
         turns: Semaphore::const_new(TURNS[1]),
+    },
+    Step {
+        above: 8 * 1024 * 1024,
+        turns: Semaphore::const_new(TURNS[2]),
     },
 ];
 
 /// The turns of each step that one account may have.
 #[derive(Clone, Debug)]
-pub(super) struct Share([Arc<Semaphore>; 2]);
+pub(super) struct Share([Arc<Semaphore>; TURNS.len()]);
 
 /// The room that a body takes, until this is dropped: for each step, a turn of the account's
 /// share, and a turn of the step.
@@ -96,14 +100,14 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_take_turns_and_small_ones_never_wait() {
-        let large = STEPS[1].above + 1;
+        let large = STEPS[2].above + 1;
         let (first, _second) = (
             of(large, Share::default()).await,
             of(large, Share::default()).await,
         );
         let third = begun(tokio::spawn(of(large, Share::default()))).await;
         for _ in 0..100 {
-            for bytes in [STEPS[0].above, STEPS[1].above] {
+            for bytes in STEPS.each_ref().map(|step| step.above) {
                 let small = of(bytes, Share::default());
                 drop(tokio::time::timeout(PLENTY, small).await.unwrap());
             }
@@ -111,20 +115,20 @@ mod tests {
         assert!(!third.is_finished());
         drop(first);
         let third = tokio::time::timeout(PLENTY, third).await;
-        assert_eq!(third.unwrap().unwrap().0.len(), 2);
+        assert_eq!(third.unwrap().unwrap().0.len(), 3);
     }
 
     #[tokio::test]
     async fn an_account_whose_bodies_come_slowly_leaves_others_half_of_the_turns() {
         let slow = Share::default();
-        let long = STEPS[0].above + 1;
+        let long = STEPS[1].above + 1;
         let mut rooms = Vec::new();
-        for _ in 0..TURNS[0] / 2 {
+        for _ in 0..TURNS[1] / 2 {
             rooms.push(of(long, slow.clone()).await);
         }
         let more = begun(tokio::spawn(of(long, slow))).await;
         let others = tokio::time::timeout(PLENTY, of(long, Share::default())).await;
-        assert_eq!(others.unwrap().0.len(), 1);
+        assert_eq!(others.unwrap().0.len(), 2);
         assert!(!more.is_finished());
         drop(rooms);
         assert!(tokio::time::timeout(PLENTY, more).await.is_ok());
