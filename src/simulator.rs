@@ -11,8 +11,6 @@ mod allowance;
 mod api;
 mod control;
 mod fault;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
 mod life;
 mod options;
 mod order;

@@ -215,7 +215,6 @@ pub struct Spec {
     /// `eventType`.
     pub event_type: Option<EventType>,
     /// When the alert was created. Default: now. Its last update is now in any case.
-    #[serde(deserialize_with = "optional_time")]
     pub created: Option<Timestamp>,
     /// `subject`.
     pub subject: Option<String>,
@@ -238,12 +237,6 @@ pub struct Spec {
     /// Members of any type that replace or join those of the rendered alert, for answers that no
     /// real server should give.
     pub members: serde_json::Map<String, serde_json::Value>,
-}
-
-fn optional_time<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-    let text = Option::<String>::deserialize(from)?;
-    let time = text.map(|text| text.parse()).transpose();
-    time.map_err(serde::de::Error::custom)
 }
 
 // === impl AlertId ===

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::alert::{Action, Priority, Spec, State as AlertState};
+use super::alert::{Action, AlertId, Priority, Spec, State as AlertState};
 use super::api::{Shared, refuse};
 use super::fault::FaultRule;
 use super::options::{Credential, Options, TenantOptions};
@@ -111,11 +111,11 @@ fn answer(outcome: Result<Value, Refusal>) -> Response {
 /// Reads a body. An empty body counts as `{}`.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     let body = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|error| Refusal::BadRequest(error.to_string()))
+    Ok(serde_json::from_slice(body)?)
 }
 
 fn write<T: serde::Serialize>(value: &T) -> Result<Value, Refusal> {
-    serde_json::to_value(value).map_err(|error| Refusal::BadRequest(error.to_string()))
+    Ok(serde_json::to_value(value)?)
 }
 
 async fn options(State(shared): World) -> Response {
@@ -128,8 +128,7 @@ async fn set_options(State(shared): World, body: Bytes) -> Response {
     let outcome = read::<Value>(&body).and_then(|patch| {
         let mut current = write(world.options())?;
         merge(&mut current, patch);
-        let options: Options = serde_json::from_value(current)
-            .map_err(|error| Refusal::BadRequest(error.to_string()))?;
+        let options: Options = serde_json::from_value(current)?;
         world.set_options(options, now);
         write(world.options())
     });
@@ -166,21 +165,22 @@ async fn add_tenant(State(shared): World, body: Bytes) -> Response {
 
 async fn open_alerts(State(shared): World, Path(tenant): Path<String>) -> Response {
     let world = shared.world.lock();
-    answer(world.open_alerts(&tenant).map(|ids| {
-        let ids = ids.into_iter().filter_map(|id| world.snapshot(id));
-        json!({ "ids": ids.map(|alert| alert.unique_id).collect::<Vec<_>>() })
-    }))
+    let ids = world.open_alerts(&tenant);
+    answer(ids.map(|ids| shown(&world, ids)))
+}
+
+fn shown(world: &super::World, ids: Vec<AlertId>) -> Value {
+    let alerts = ids.into_iter().filter_map(|id| world.snapshot(id));
+    json!({ "ids": alerts.map(|alert| alert.unique_id).collect::<Vec<_>>() })
 }
 
 async fn open(State(shared): World, Path(tenant): Path<String>, body: Bytes) -> Response {
     let now = (shared.clock)();
     let outcome = read::<Opening>(&body).and_then(|opening| {
-        let spec: Spec = serde_json::from_value(Value::Object(opening.spec))
-            .map_err(|error| Refusal::BadRequest(error.to_string()))?;
+        let spec: Spec = serde_json::from_value(Value::Object(opening.spec))?;
         let mut world = shared.world.lock();
         let ids = world.open_many(&tenant, opening.count, &spec, now)?;
-        let ids = ids.into_iter().filter_map(|id| world.snapshot(id));
-        Ok(json!({ "ids": ids.map(|alert| alert.unique_id).collect::<Vec<_>>() }))
+        Ok(shown(&world, ids))
     });
     answer(outcome)
 }

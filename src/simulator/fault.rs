@@ -240,24 +240,19 @@ impl Faults {
         page: Option<usize>,
         by_id: bool,
     ) -> Option<Effect> {
-        let mut struck = None;
-        for (number, rule) in &mut self.rules {
-            if !rule.matches(endpoint, tenant, page, by_id) {
-                continue;
+        let place = self.rules.iter_mut().position(|(_, rule)| {
+            let is_meant = rule.matches(endpoint, tenant, page, by_id);
+            let is_spared = is_meant && rule.after > 0;
+            rule.after -= u32::from(is_spared);
+            is_meant && !is_spared
+        })?;
+        let (_, rule) = &mut self.rules[place];
+        let fault = rule.fault.clone();
+        if let Some(times) = &mut rule.times {
+            *times -= 1;
+            if *times == 0 {
+                self.rules.remove(place);
             }
-            if rule.after > 0 {
-                rule.after -= 1;
-                continue;
-            }
-            if let Some(times) = &mut rule.times {
-                *times -= 1;
-            }
-            struck = Some((*number, rule.fault.clone(), rule.times == Some(0)));
-            break;
-        }
-        let (number, fault, exhausted) = struck?;
-        if exhausted {
-            self.remove(number);
         }
         Some(match fault {
             Fault::Status { .. }

@@ -51,9 +51,10 @@ pub struct SearchParams {
 }
 
 /// `sortName`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sort {
     /// By time. [`Options::ts`] says by which.
+    #[default]
     Ts,
     /// By the order in which the alerts came into being.
     Id,
@@ -74,7 +75,7 @@ pub struct Query {
     /// Whether dates mean the time of the last update rather than that of creation.
     pub(super) by_update: bool,
     pub(super) managed: Option<bool>,
-    pub(super) unique_ids: Option<Vec<String>>,
+    pub(crate) unique_ids: Option<Vec<String>>,
     pub(super) resource_types: Option<Vec<String>>,
     pub(super) resource_ids: Option<Vec<String>>,
     pub(super) alert_types: Option<Vec<String>>,

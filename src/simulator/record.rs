@@ -4,7 +4,7 @@
 //! large world stays small.
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::alert::{State, Status};
 
@@ -12,7 +12,6 @@ use super::alert::{State, Status};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AlertChange {
     /// When it happened.
-    #[serde(serialize_with = "as_text")]
     pub at: Timestamp,
     /// The client that the alert belongs to.
     pub tenant: String,
@@ -55,11 +54,6 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Record {
     entries: Vec<Entry>,
-}
-
-/// Writes a time as RFC 3339.
-pub(super) fn as_text<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(time)
 }
 
 // === impl Record ===

@@ -120,3 +120,9 @@ impl Refusal {
         }
     }
 }
+
+impl From<serde_json::Error> for Refusal {
+    fn from(error: serde_json::Error) -> Self {
+        Self::BadRequest(error.to_string())
+    }
+}

@@ -221,20 +221,8 @@ struct Document<'a> {
 pub(super) fn date(second: i64, offset_minutes: i32) -> String {
     let offset = Offset::from_seconds(offset_minutes * 60).unwrap_or(Offset::UTC);
     let at = Timestamp::from_second(second).unwrap_or_default();
-    let civil = offset.to_datetime(at);
-    let minutes = offset.seconds() / 60;
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}{}{:02}{:02}",
-        civil.year(),
-        civil.month(),
-        civil.day(),
-        civil.hour(),
-        civil.minute(),
-        civil.second(),
-        if minutes < 0 { '-' } else { '+' },
-        minutes.abs() / 60,
-        minutes.abs() % 60,
-    )
+    let at = at.to_zoned_datetime(offset.to_time_zone());
+    at.strftime("%Y-%m-%dT%H:%M:%S%z").to_string()
 }
 
 /// Writes a duration as `4d 22h 21m `, with the trailing space that the documentation has.

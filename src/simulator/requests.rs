@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, VecDeque};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::record::as_text;
-
 /// The number of requests that are remembered one by one.
 const REMEMBERED: usize = 100_000;
 
@@ -33,7 +31,6 @@ pub enum Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Request {
     /// When it came.
-    #[serde(serialize_with = "as_text")]
     pub at: Timestamp,
     /// The part of the API that was asked.
     pub endpoint: Endpoint,

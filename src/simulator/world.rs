@@ -59,16 +59,16 @@ struct Tenant {
     own: Vec<u32>,
     /// The open alerts in the order of [`Options::ts`]; those of a partner include its clients'.
     open: Ordered,
-    /// Grows with every change to one of the alerts.
+    /// Grows with every change to one of the alerts; 0 only while there are none.
     generation: u64,
-    selection: Option<Selection>,
+    selection: Selection,
     /// The used allowance, by [`Meter`].
     spent: [Bucket; Meter::COUNT],
 }
 
 /// The result of the last search that was not simply for the open alerts. It is kept because its
 /// other pages are likely to be requested next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Selection {
     generation: u64,
     query: Query,
@@ -196,7 +196,7 @@ impl World {
             own: Vec::new(),
             open: Ordered::default(),
             generation: 0,
-            selection: None,
+            selection: Selection::default(),
             spent: Default::default(),
         });
         self.tenant_of.insert(tenant.id.clone(), index);

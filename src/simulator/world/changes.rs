@@ -1,7 +1,7 @@
 //! What is done to alerts: every way in which an alert comes into being or changes.
 //!
-//! All ways go through `insert_alert` and `change`, which keep the index true. The record is written by
-//! `change`, and by the callers of `insert_alert`.
+//! All ways go through `insert_alert` and `change`, which keep the index true. The record is
+//! written by `change`, and by the callers of `insert_alert`.
 
 use jiff::Timestamp;
 
@@ -14,16 +14,8 @@ use crate::simulator::scenery::{self, mix};
 impl World {
     /// Opens one alert.
     pub fn open(&mut self, tenant: &str, spec: &Spec, now: Timestamp) -> Result<AlertId, Refusal> {
-        let index = self.tenant(tenant)?;
-        if let Some(text) = &spec.unique_id
-            && self.find(text).is_some()
-        {
-            return Err(Refusal::BadRequest(format!("alert {text:?} exists")));
-        }
-        let created = spec.created.unwrap_or(now).as_second();
-        let slot = self.insert_alert(index, spec, created, now.as_second());
-        self.record_change(slot, 1, ChangeKind::Opened, now);
-        Ok(AlertId(slot))
+        let ids = self.open_many(tenant, 1, spec, now)?;
+        Ok(ids[0])
     }
 
     /// Opens many alerts at once.
@@ -35,29 +27,21 @@ impl World {
         now: Timestamp,
     ) -> Result<Vec<AlertId>, Refusal> {
         let index = self.tenant(tenant)?;
-        if spec.unique_id.is_some() && count > 1 {
-            let why = "only one alert can have a certain uniqueId".to_owned();
-            return Err(Refusal::BadRequest(why));
-        }
-        if count == 1 {
-            return Ok(vec![self.open(tenant, spec, now)?]);
+        if let Some(text) = &spec.unique_id {
+            if count > 1 {
+                let why = "only one alert can have a certain uniqueId".to_owned();
+                return Err(Refusal::BadRequest(why));
+            }
+            if self.find(text).is_some() {
+                return Err(Refusal::BadRequest(format!("alert {text:?} exists")));
+            }
         }
         let created = spec.created.unwrap_or(now).as_second();
         let first = self.alerts.len() as u32;
         for _ in 0..count {
             self.insert_alert(index, spec, created, now.as_second());
         }
-        if count > 0 {
-            let entry = Entry {
-                at: now,
-                first,
-                count: count as u32,
-                what: ChangeKind::Opened,
-                state: spec.state,
-                status: Status::New,
-            };
-            self.record.push(entry);
-        }
+        self.record_openings(first, spec.state, now);
         Ok((first..first + count as u32).map(AlertId).collect())
     }
 
@@ -131,17 +115,14 @@ impl World {
     }
 
     pub(super) fn populate(&mut self, tenant: u32, count: usize, now: Timestamp) {
-        if count == 0 {
-            return;
-        }
         let now_second = now.as_second();
         let first = self.alerts.len() as u32;
         // Ages fall towards zero. If there are many alerts, several share each second; if there
         // are few, pairs share a second.
-        let step = (PAST / count as i64).max(1);
         for n in 0..count {
             let left = (count - n) as i64 / 2 * 2;
-            let age = (left * PAST / count as i64).clamp(step.min(60), PAST);
+            let least = (PAST / count as i64).clamp(1, 60);
+            let age = (left * PAST / count as i64).clamp(least, PAST);
             let created = now_second - age;
             let slot = self.alerts.len() as u32;
             let quiet = !mix(self.seed_of(slot) ^ 4).is_multiple_of(4);
@@ -151,14 +132,7 @@ impl World {
             };
             self.insert_alert(tenant, &Spec::default(), created, updated);
         }
-        self.record.push(Entry {
-            at: now,
-            first,
-            count: count as u32,
-            what: ChangeKind::Opened,
-            state: None,
-            status: Status::New,
-        });
+        self.record_openings(first, None, now);
     }
 
     /// Creates an alert. Times are in seconds since the epoch.
@@ -235,19 +209,30 @@ impl World {
             (true, false) => ChangeKind::Left,
             _ => ChangeKind::Changed,
         };
-        self.record_change(id.0, 1, what, now);
-        Ok(())
-    }
-
-    fn record_change(&mut self, first: u32, count: u32, what: ChangeKind, at: Timestamp) {
-        let alert = &self.alerts[first as usize];
         self.record.push(Entry {
-            at,
-            first,
-            count,
+            at: now,
+            first: id.0,
+            count: 1,
             what,
             state: Some(alert.state),
             status: alert.status,
         });
+        Ok(())
+    }
+
+    /// Records that all alerts from `first` on have opened, with this state or the one that each
+    /// was born with.
+    fn record_openings(&mut self, first: u32, state: Option<State>, at: Timestamp) {
+        let count = self.alerts.len() as u32 - first;
+        if count > 0 {
+            self.record.push(Entry {
+                at,
+                first,
+                count,
+                what: ChangeKind::Opened,
+                state,
+                status: Status::New,
+            });
+        }
     }
 }

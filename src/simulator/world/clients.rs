@@ -8,9 +8,8 @@ use crate::simulator::render::{ClientPage, ClientView, date};
 
 /// What a search for clients asks for.
 struct ClientParams {
-    page_no: usize,
-    page_size: usize,
-    descending: bool,
+    /// Page and order.
+    search: SearchParams,
     unique_id: Option<String>,
     name: Option<String>,
     activated: Option<bool>,
@@ -26,20 +25,18 @@ impl World {
         pairs: &[(String, String)],
     ) -> Result<ClientPage, Refusal> {
         let params = ClientParams::parse(pairs, &self.options)?;
+        let search = &params.search;
         let mut clients: Vec<&Tenant> = self
             .clients_of(partner)?
             .filter(|client| params.matches(client))
             .collect();
         clients.sort_by_key(|client| client.facts.number);
-        if params.descending {
+        if search.descending {
             clients.reverse();
         }
         let total = clients.len();
-        let rank = params
-            .page_no
-            .saturating_sub(1)
-            .saturating_mul(params.page_size);
-        let shown = clients.into_iter().skip(rank).take(params.page_size);
+        let rank = (search.page_no - 1).saturating_mul(search.page_size);
+        let shown = clients.into_iter().skip(rank).take(search.page_size);
         Ok(ClientPage {
             results: shown
                 .map(|client| ClientView {
@@ -51,13 +48,7 @@ impl World {
                     updated_time: date(client.updated, self.options.offset_minutes),
                 })
                 .collect(),
-            envelope: self.envelope(
-                "client.id",
-                params.page_no,
-                params.page_size,
-                params.descending,
-                total,
-            ),
+            envelope: self.envelope("client.id", search, total),
         })
     }
 
@@ -89,11 +80,8 @@ impl ClientParams {
             .filter(|(name, _)| name != "queryString" && name != "sortName")
             .cloned()
             .collect();
-        let params = SearchParams::parse(&without_query, options)?;
         let mut read = Self {
-            page_no: params.page_no,
-            page_size: params.page_size,
-            descending: params.descending,
+            search: SearchParams::parse(&without_query, options)?,
             unique_id: None,
             name: None,
             activated: None,

@@ -51,11 +51,7 @@ impl World {
             (slots, open.len())
         } else {
             self.select(index, params, now);
-            let tenant = &self.tenants[index as usize];
-            let all: &[u32] = match &tenant.selection {
-                Some(selection) => &selection.slots,
-                None => &[],
-            };
+            let all = &self.tenants[index as usize].selection.slots;
             let slots: Vec<u32> = match params.descending {
                 true => cut(all.iter().rev(), rank, params.page_size),
                 false => cut(all.iter(), rank, params.page_size),
@@ -80,13 +76,7 @@ impl World {
             Sort::Ts => "ts",
             Sort::Id => "id",
         };
-        let mut envelope = self.envelope(
-            order_by,
-            params.page_no,
-            params.page_size,
-            params.descending,
-            total,
-        );
+        let mut envelope = self.envelope(order_by, params, total);
         if self.options.page_size_as_shown {
             envelope.page_size = slots.len();
         }
@@ -126,9 +116,8 @@ impl World {
     fn shuffled(&mut self, index: u32, params: &SearchParams, now: Timestamp) -> Vec<Key> {
         self.searches += 1;
         self.select(index, params, now);
-        let selection = &self.tenants[index as usize].selection;
-        let slots = selection.iter().flat_map(|selection| &selection.slots);
-        let alerts = slots.map(|slot| &self.alerts[*slot as usize]);
+        let slots = &self.tenants[index as usize].selection.slots;
+        let alerts = slots.iter().map(|slot| &self.alerts[*slot as usize]);
         let mut keys: Vec<Key> = alerts.map(|alert| self.key_of(alert)).collect();
         keys.sort_by_key(|(at, slot)| (*at, mix(self.searches ^ mix(u64::from(*slot)))));
         if params.descending {
@@ -141,13 +130,12 @@ impl World {
     fn select(&mut self, index: u32, params: &SearchParams, now: Timestamp) {
         let tenant = &self.tenants[index as usize];
         let at = params.query.is_relative().then(|| now.as_second());
-        let current = tenant.selection.as_ref().is_some_and(|selection| {
-            selection.generation == tenant.generation
-                && selection.query == params.query
-                && selection.sort == params.sort
-                && selection.at == at
-        });
-        if current {
+        let selection = &tenant.selection;
+        if selection.generation == tenant.generation
+            && selection.query == params.query
+            && selection.sort == params.sort
+            && selection.at == at
+        {
             return;
         }
         let own = std::iter::once(index).chain(tenant.clients.iter().copied());
@@ -161,14 +149,13 @@ impl World {
             })
             .collect();
         keys.sort_unstable();
-        let selection = Selection {
+        self.tenants[index as usize].selection = Selection {
             generation: tenant.generation,
             query: params.query.clone(),
             sort: params.sort,
             at,
             slots: keys.into_iter().map(|(_, slot)| slot).collect(),
         };
-        self.tenants[index as usize].selection = Some(selection);
     }
 
     fn matches(&self, alert: &Alert, query: &Query, now: Timestamp) -> bool {
@@ -228,11 +215,15 @@ impl World {
     pub(super) fn envelope(
         &self,
         order_by: &'static str,
-        page_no: usize,
-        page_size: usize,
-        descending: bool,
+        params: &SearchParams,
         total: usize,
     ) -> Envelope {
+        let &SearchParams {
+            page_no,
+            page_size,
+            descending,
+            ..
+        } = params;
         let next_page = self.options.repeats_last_page || page_no.saturating_mul(page_size) < total;
         Envelope {
             total_results: total,
