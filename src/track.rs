@@ -249,10 +249,9 @@ impl Tracker {
     pub fn mark_seen(&mut self, id: &str) {
         let (id, reading) = (Id::new(id), self.reading);
         let hash = id.hash(self.seed);
-        let Ok(mut entry) = self.alerts.find_entry(hash, |entry| entry.id == id) else {
+        let Some(entry) = self.alerts.find_mut(hash, |entry| entry.id == id) else {
             return;
         };
-        let entry = entry.get_mut();
         if entry.is_leaving() {
             self.leaving -= 1;
             self.groups.show(entry.group);

@@ -543,11 +543,9 @@ impl SendError {
                 status, excerpt, ..
             } => {
                 let also = if replaced { ", also a new one" } else { "" };
-                let what = format!("the API refuses the token{also} ({status}): {excerpt}");
-                Error::Auth {
-                    what,
-                    forbidden: false,
-                }
+                Error::auth(format!(
+                    "the API refuses the token{also} ({status}): {excerpt}"
+                ))
             }
             Self::HungUp { error, .. } | Self::Other(error) => error,
         }

@@ -99,6 +99,12 @@ impl Error {
         "too_large",
     ];
 
+    /// Returns the error that says that the credentials or the token are not accepted.
+    pub(crate) fn auth(what: String) -> Self {
+        let forbidden = false;
+        Self::Auth { what, forbidden }
+    }
+
     /// Returns the stable word for this kind of failure.
     #[must_use]
     pub fn reason(&self) -> &'static str {

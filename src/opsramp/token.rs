@@ -122,16 +122,6 @@ struct Unchanged {
 /// Who refuses a token: an endpoint, for a tenant.
 pub(super) type Refuser = (&'static str, Box<str>);
 
-/// The successor of a refused token.
-enum Successor {
-    /// It has been obtained already.
-    Known(Token),
-    /// It is too early to request one.
-    TooEarly,
-    /// One has to be requested.
-    ToBeRequested,
-}
-
 #[derive(Debug)]
 struct Failure {
     error: Error,
@@ -208,17 +198,13 @@ impl<I: Issuer> Tokens<I> {
     ) -> Result<Option<Token>, Error> {
         let now = Instant::now();
         // If the outcome is known already, the caller need not wait for a request that hangs.
-        match self.shared.state.lock().successor(token, &refuser) {
-            Successor::Known(successor) => return Ok(Some(successor)),
-            Successor::TooEarly => return Ok(None),
-            Successor::ToBeRequested => {}
+        if let Some(known) = self.shared.state.lock().successor(token, &refuser) {
+            return Ok(known);
         }
         let _turn = self.shared.turn.lock().await;
         // Another caller may have requested one meanwhile.
-        match self.shared.state.lock().successor(token, &refuser) {
-            Successor::Known(successor) => return Ok(Some(successor)),
-            Successor::TooEarly => return Ok(None),
-            Successor::ToBeRequested => {}
+        if let Some(known) = self.shared.state.lock().successor(token, &refuser) {
+            return Ok(known);
         }
         self.shared.state.lock().check_no_failure_since(now)?;
         let credentials = self.shared.issuer.credentials().await;
@@ -389,12 +375,13 @@ impl State {
         }
     }
 
-    /// Returns what is known about the successor of a token that this refuser refused.
-    fn successor(&self, token: &Token, refuser: &Refuser) -> Successor {
+    /// Returns the successor of a token that this refuser refused, if it has been obtained
+    /// already, or no token if it is too early to request one. `None` if one has to be requested.
+    fn successor(&self, token: &Token, refuser: &Refuser) -> Option<Option<Token>> {
         if let Some(current) = &self.current
             && current.secret != token.secret
         {
-            return Successor::Known(current.clone());
+            return Some(Some(current.clone()));
         }
         let pause = if self.is_accepted {
             RIGHTS_PAUSE
@@ -404,11 +391,7 @@ impl State {
         let within = |at: Option<&Instant>, pause| at.is_some_and(|at| at.elapsed() < pause);
         let is_early = within(self.replaced_at.as_ref(), REFUSAL_PAUSE)
             || within(self.replaced_for.get(refuser), pause);
-        if is_early {
-            Successor::TooEarly
-        } else {
-            Successor::ToBeRequested
-        }
+        is_early.then_some(None)
     }
 }
 
@@ -491,11 +474,7 @@ mod tests {
         async fn credentials(&self) -> Result<Credentials, Error> {
             if self.conduct().is_without_credentials {
                 tokio::time::sleep(Duration::from_secs(5)).await;
-                let what = self.conduct().reason.to_owned();
-                return Err(Error::Auth {
-                    what,
-                    forbidden: false,
-                });
+                return Err(Error::auth(self.conduct().reason.to_owned()));
             }
             Ok(Credentials {
                 id: Secret::new("key".to_owned()),

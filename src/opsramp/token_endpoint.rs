@@ -57,14 +57,10 @@ impl Issuer for TokenEndpoint {
         let options = Arc::clone(&self.http.options);
         let read = self.reading.read(move || read_credentials(&options)).await;
         read.unwrap_or_else(|| {
-            let what = format!(
+            Err(Error::auth(format!(
                 "the files of client_id and client_secret could not be read within {} s",
                 reading::LIMIT.as_secs()
-            );
-            Err(Error::Auth {
-                what,
-                forbidden: false,
-            })
+            )))
         })
     }
 
@@ -104,10 +100,8 @@ impl Issuer for TokenEndpoint {
 
 fn read_credentials(options: &Options) -> Result<Credentials, Error> {
     let read = |source: &SecretSource| {
-        source.read().map_err(|error| Error::Auth {
-            what: chain(&error),
-            forbidden: false,
-        })
+        let read = source.read();
+        read.map_err(|error| Error::auth(chain(&error)))
     };
     Ok(Credentials {
         id: read(&options.client_id)?,
@@ -170,14 +164,11 @@ impl TokenEndpoint {
                 let scope = scope.map(|scope| secrets.excerpt(scope.as_bytes()));
                 (token, life, scope)
             }),
-            400 | 401 | 403 => Err(Error::Auth {
-                what: format!(
-                    "{} rejects the credentials ({code}): {}",
-                    self.name(),
-                    shown()
-                ),
-                forbidden: false,
-            }),
+            400 | 401 | 403 => Err(Error::auth(format!(
+                "{} rejects the credentials ({code}): {}",
+                self.name(),
+                shown()
+            ))),
             429 => {
                 let retry_after = Hints::read(code, &headers, clock::now()).retry_after;
                 Err(Error::Throttled { retry_after })
