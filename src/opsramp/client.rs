@@ -184,6 +184,11 @@ impl Client {
         Self(Arc::clone(&self.0), Some(sent))
     }
 
+    /// How the account is reached.
+    pub(crate) fn options(&self) -> &Options {
+        &self.0.http.options
+    }
+
     /// The account's name.
     #[must_use]
     pub fn account(&self) -> &Arc<str> {

@@ -55,7 +55,6 @@ pub(crate) struct LookedUp {
 /// An account's API client, and the clients of partners that it has found.
 #[derive(Debug)]
 pub(super) struct AccountClient {
-    pub(super) options: opsramp::Options,
     pub(super) client: Client,
     /// The metrics that the API client reports to.
     pub(super) metrics: AccountMetrics,
@@ -140,18 +139,12 @@ fn tell_of_too_many(account: &str) {
 impl AccountClient {
     /// Creates the API client of an account. If it replaces an `old` one, that one's clients of
     /// partners are polled on meanwhile.
-    pub(super) fn new(
-        options: opsramp::Options,
-        client: Client,
-        metrics: AccountMetrics,
-        old: Option<Self>,
-    ) -> Self {
+    pub(super) fn new(client: Client, metrics: AccountMetrics, old: Option<Self>) -> Self {
         let generation = old.as_ref().map_or(0, |old| old.generation + 1);
         let (partners, discovered) = old
             .map(|old| (old.partners, old.discovered))
             .unwrap_or_default();
         let mut new = Self {
-            options,
             client,
             metrics,
             generation,
@@ -261,7 +254,7 @@ impl AccountClient {
             self.failures = 0;
         }
         self.tell(&verdicts, &tenants);
-        let account = &self.options.name;
+        let account = self.client.account();
         if left_out > 0 {
             tell_of_too_many(account);
         }
@@ -287,7 +280,7 @@ impl AccountClient {
 
     /// Logs what was wrong with a look-up; `tenants` are polled after it.
     fn tell(&mut self, verdicts: &[Verdict], tenants: &Tenants) {
-        let account = &self.options.name;
+        let account = self.client.account();
         let polled: HashSet<&Arc<str>> = tenants.values().collect();
         let mut failed = Vec::new();
         let now = Instant::now();

@@ -169,7 +169,7 @@ impl Pollers {
         for account in &plan.accounts {
             let name = &account.options.name;
             let made = match self.clients.get(name) {
-                Some(known) if known.options == account.options => {
+                Some(known) if *known.client.options() == account.options => {
                     known.client.reload_tls_files().await.map(|()| None)
                 }
                 _ => {
@@ -217,7 +217,7 @@ impl Pollers {
     /// state is lost, whatever changes.
     pub async fn follow(&mut self, Prepared { plan, clients }: Prepared) {
         self.drop_accounts_not_in(&plan);
-        self.replace_clients(clients, &plan);
+        self.replace_clients(clients);
         self.look_up_as_planned(&plan);
         self.plan = Some(plan);
         self.follow_plan().await;
@@ -236,13 +236,8 @@ impl Pollers {
     }
 
     /// Replaces the clients of accounts by new ones.
-    fn replace_clients(&mut self, clients: Vec<(Client, AccountMetrics)>, plan: &Plan) {
-        let options = plan.accounts.iter().map(|account| &account.options);
-        let options: HashMap<_, _> = options.map(|it| (&it.name, it)).collect();
+    fn replace_clients(&mut self, clients: Vec<(Client, AccountMetrics)>) {
         for (client, metrics) in clients {
-            let Some(&options) = options.get(client.account()) else {
-                continue;
-            };
             let old = self.clients.remove(client.account());
             if let Some(old) = &old {
                 client.remember_secrets_of(&old.client);
@@ -251,7 +246,7 @@ impl Pollers {
                 old.metrics.mark_replaced();
             }
             let name = Arc::clone(client.account());
-            let client = AccountClient::new(options.clone(), client, metrics, old);
+            let client = AccountClient::new(client, metrics, old);
             self.clients.insert(name, client);
         }
     }
