@@ -16,15 +16,9 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reads a whole document.
-trait Document {
-    async fn json(self) -> reqwest::Result<Value>;
-}
-
-impl Document for Response {
-    async fn json(self) -> reqwest::Result<Value> {
-        let bytes = self.bytes().await?;
-        Ok(serde_json::from_slice(&bytes).unwrap())
-    }
+async fn document(response: Response) -> Value {
+    let bytes = response.bytes().await.unwrap();
+    serde_json::from_slice(&bytes).unwrap()
 }
 
 struct Api {
@@ -51,7 +45,7 @@ impl Api {
             client,
             token: String::new(),
         };
-        let granted: Value = api.ask_for_token(DEMO_SECRET).await.json().await.unwrap();
+        let granted = document(api.ask_for_token(DEMO_SECRET).await).await;
         api.token = granted["access_token"].as_str().unwrap().to_owned();
         api
     }
@@ -79,7 +73,13 @@ impl Api {
         let path = format!(
             "{DEMO_TENANT}/alerts/search?queryString=actions%3AOPEN&pageNo={number}&pageSize={size}"
         );
-        self.get(&path).await.json().await.unwrap()
+        document(self.get(&path).await).await
+    }
+
+    /// Spoils the next search.
+    fn spoil(&self, fault: Fault) {
+        self.simulator
+            .inject(FaultRule::next(1, Endpoint::Search, fault));
     }
 
     async fn control(&self, method: &str, path: &str, body: Value) -> Value {
@@ -88,7 +88,7 @@ impl Api {
         let request = self.client.request(method, url).body(body.to_string());
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200, "{path}");
-        response.json().await.unwrap()
+        document(response).await
     }
 }
 
@@ -134,7 +134,7 @@ async fn a_query_may_be_encoded_well_or_badly() {
     let api = Api::start(with_alerts(300)).await;
     let total = async |query: &str| {
         let path = format!("client_1/alerts/search?queryString={query}");
-        let page: Value = api.get(&path).await.json().await.unwrap();
+        let page = document(api.get(&path).await).await;
         page["totalResults"].as_u64().unwrap()
     };
     let encoded = total("actions%3AOPEN%2Bstates%3ACritical%2CWarning").await;
@@ -148,13 +148,13 @@ async fn the_token_endpoints_speak_as_documented() {
     let api = Api::start(Options::default()).await;
     let refused = api.ask_for_token("wrong").await;
     assert_eq!(refused.status(), 401);
-    let body: Value = refused.json().await.unwrap();
+    let body = document(refused).await;
     let expected = json!({"error": "unauthorized", "error_description": "Bad API credentials"});
     assert_eq!(body, expected);
     let url = format!("{}/tenancy/auth/oauth/token", api.simulator.url());
     let no_form = api.client.post(url).body("{}").send().await.unwrap();
     assert_eq!(no_form.status(), 400);
-    let body: Value = no_form.json().await.unwrap();
+    let body = document(no_form).await;
     assert_eq!(body["error"], "unsupported_grant_type");
 }
 
@@ -168,10 +168,10 @@ async fn tokens_die_and_secrets_rotate() {
     });
     let dead = api.get(SEARCH).await;
     assert_eq!(dead.status(), 407);
-    let body: Value = dead.json().await.unwrap();
+    let body = document(dead).await;
     assert_eq!(body["error"], "invalid_token");
     assert_eq!(api.ask_for_token(DEMO_SECRET).await.status(), 401);
-    let granted: Value = api.ask_for_token("rotated").await.json().await.unwrap();
+    let granted = document(api.ask_for_token("rotated").await).await;
     api.token = granted["access_token"].as_str().unwrap().to_owned();
     assert_eq!(api.get(SEARCH).await.status(), 200);
     api.token = "invented".to_owned();
@@ -198,7 +198,7 @@ async fn the_fifty_first_page_of_a_minute_is_refused() {
     assert_eq!(refused.status(), 429);
     let wait: i64 = header(&refused, "retry-after").unwrap().parse().unwrap();
     assert!((1..=61).contains(&wait), "{wait}");
-    let body: Value = refused.json().await.unwrap();
+    let body = document(refused).await;
     assert_eq!(body["error"], "throttled");
     let detail = api.get("client_1/alerts/5000001").await;
     assert_eq!(detail.status(), 200, "another allowance");
@@ -237,7 +237,7 @@ async fn tenants_are_missing_deactivated_or_not_partners() {
         .set_options(|options| options.not_found_status = 500);
     let missing = api.get("client_1/alerts/77").await;
     assert_eq!(missing.status(), 500);
-    let body: Value = missing.json().await.unwrap();
+    let body = document(missing).await;
     assert_eq!(body["code"], "0003");
     let deactivated = api.control("POST", "tenants/client_1/deactivate", json!({}));
     deactivated.await;
@@ -256,11 +256,11 @@ async fn a_partner_lists_its_clients() {
         ..Options::default()
     })
     .await;
-    let listed: Value = api.get("msp_9/clients/search").await.json().await.unwrap();
+    let listed = document(api.get("msp_9/clients/search").await).await;
     assert_eq!(listed["totalResults"], 2);
     assert_eq!(listed["orderBy"], "client.id");
     assert_eq!(listed["results"][0]["uniqueId"], "client_4");
-    let minimal: Value = api.get("msp_9/clients/minimal").await.json().await.unwrap();
+    let minimal = document(api.get("msp_9/clients/minimal").await).await;
     assert_eq!(
         minimal[0],
         json!({"uniqueId": "client_3", "name": "Example client_3"})
@@ -288,11 +288,7 @@ async fn the_world_can_be_changed_between_two_pages() {
 #[tokio::test]
 async fn a_gateway_gets_in_between() {
     let api = Api::start(with_alerts(3)).await;
-    let fault = |fault| {
-        api.simulator
-            .inject(FaultRule::next(1, Endpoint::Search, fault))
-    };
-    fault(Fault::Status {
+    api.spoil(Fault::Status {
         code: 503,
         body: None,
         headers: vec![("Retry-After".to_owned(), "7".to_owned())],
@@ -300,7 +296,7 @@ async fn a_gateway_gets_in_between() {
     let answer = api.get(SEARCH).await;
     assert_eq!(answer.status(), 503);
     assert_eq!(header(&answer, "retry-after"), Some("7"));
-    fault(Fault::Html);
+    api.spoil(Fault::Html);
     let answer = api.get(SEARCH).await;
     assert_eq!(answer.status(), 200);
     assert!(
@@ -309,16 +305,16 @@ async fn a_gateway_gets_in_between() {
             .starts_with("text/html")
     );
     let location = "http://127.0.0.1:9/elsewhere".to_owned();
-    fault(Fault::Redirect {
+    api.spoil(Fault::Redirect {
         code: 307,
         location: location.clone(),
     });
     let answer = api.get(SEARCH).await;
     assert_eq!(answer.status(), 307);
     assert_eq!(header(&answer, "location"), Some(&*location));
-    fault(Fault::NoResults);
+    api.spoil(Fault::NoResults);
     assert_eq!(api.get(SEARCH).await.text().await.unwrap(), "{}");
-    fault(Fault::Empty);
+    api.spoil(Fault::Empty);
     assert_eq!(api.get(SEARCH).await.text().await.unwrap(), "");
     let answer = api.get(SEARCH).await;
     assert_eq!(answer.status(), 200, "all faults are used up");
@@ -331,8 +327,7 @@ async fn a_gateway_gets_in_between() {
 async fn documents_are_spoilt() {
     let api = Api::start(with_alerts(10)).await;
     let spoilt = async |fault| {
-        api.simulator
-            .inject(FaultRule::next(1, Endpoint::Search, fault));
+        api.spoil(fault);
         let text = api.get(SEARCH).await.text().await.unwrap();
         serde_json::from_str::<Value>(&text)
     };
@@ -356,8 +351,7 @@ async fn a_bomb_goes_off_and_a_huge_body_is_huge() {
         (Fault::GzipBomb { bytes: size }, Some("gzip")),
         (Fault::Huge { bytes: size }, None),
     ] {
-        api.simulator
-            .inject(FaultRule::next(1, Endpoint::Search, fault));
+        api.spoil(fault);
         let answer = api.get(SEARCH).await;
         let told = answer.headers().get("content-encoding");
         assert_eq!(told.map(|it| it.to_str().unwrap()), coding);
@@ -376,11 +370,9 @@ async fn a_bomb_goes_off_and_a_huge_body_is_huge() {
 #[tokio::test]
 async fn connections_are_reset_before_and_within_an_answer() {
     let api = Api::start(with_alerts(100)).await;
-    api.simulator
-        .inject(FaultRule::next(1, Endpoint::Search, Fault::Reset));
+    api.spoil(Fault::Reset);
     assert!(api.try_get(SEARCH).await.is_err());
-    let rule = FaultRule::next(1, Endpoint::Search, Fault::ResetMidBody);
-    api.simulator.inject(rule);
+    api.spoil(Fault::ResetMidBody);
     let answer = api.get(SEARCH).await;
     assert_eq!(answer.status(), 200);
     assert!(answer.bytes().await.is_err());
@@ -396,16 +388,12 @@ async fn answers_are_slow_or_never_end() {
     })
     .await;
     let pause = Duration::from_millis(60);
-    let slow = |fault| {
-        api.simulator
-            .inject(FaultRule::next(1, Endpoint::Search, fault))
-    };
-    slow(Fault::SlowHeaders { seconds: pause });
+    api.spoil(Fault::SlowHeaders { seconds: pause });
     let asked = tokio::time::Instant::now();
     let answer = api.get(SEARCH).await;
     assert!(asked.elapsed() >= pause);
     let length = answer.bytes().await.unwrap().len();
-    slow(Fault::SlowBody {
+    api.spoil(Fault::SlowBody {
         bytes: length / 3 + 1,
         seconds: pause,
     });
@@ -413,7 +401,7 @@ async fn answers_are_slow_or_never_end() {
     let answer = api.get(SEARCH).await;
     assert_eq!(answer.bytes().await.unwrap().len(), length);
     assert!(asked.elapsed() >= 3 * pause);
-    slow(Fault::Stall { bytes: 10 });
+    api.spoil(Fault::Stall { bytes: 10 });
     let answer = api.get(SEARCH).await;
     let body = tokio::time::timeout(Duration::from_millis(200), answer.bytes());
     assert!(body.await.is_err(), "a stalled body must not end");
@@ -524,21 +512,9 @@ async fn other_clients_can_act_and_post() {
         .client
         .post(format!("{url}/alert"))
         .bearer_auth(&api.token);
-    let posted: Value = post
-        .body(alert.to_string())
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
+    let posted = document(post.body(alert.to_string()).send().await.unwrap()).await;
     let id = posted[0].as_str().unwrap();
-    let detail: Value = api
-        .get(&format!("client_1/alerts/{id}"))
-        .await
-        .json()
-        .await
-        .unwrap();
+    let detail = document(api.get(&format!("client_1/alerts/{id}")).await).await;
     assert_eq!(detail["device"]["hostName"], "rack-1");
     let act = format!("{url}/alerts/{id}/actions/unAcknowledge");
     let acted = api
@@ -619,20 +595,10 @@ async fn a_thousand_tenants_cost_little() {
         ..Options::default()
     })
     .await;
-    let page: Value = api
-        .get("client_999/alerts/search")
-        .await
-        .json()
-        .await
-        .unwrap();
+    let page = document(api.get("client_999/alerts/search").await).await;
     assert_eq!(page["totalResults"], 3);
     api.simulator.open("client_500", Spec::default()).unwrap();
-    let page: Value = api
-        .get("client_500/alerts/search")
-        .await
-        .json()
-        .await
-        .unwrap();
+    let page = document(api.get("client_500/alerts/search").await).await;
     assert_eq!(page["totalResults"], 4);
 }
 

@@ -25,12 +25,16 @@ fn change(world: &mut World, change: impl FnOnce(&mut Options)) {
     world.set_options(options, at(0));
 }
 
+/// Opens alerts of the tenant.
+fn open(world: &mut World, count: usize, second: i64) -> Vec<AlertId> {
+    let opened = world.open_many("client_1", count, &Spec::default(), at(second));
+    opened.unwrap()
+}
+
 /// Creates a world with three open alerts and a changed option.
 fn three_alerts(option: impl FnOnce(&mut Options)) -> World {
     let mut world = world();
-    world
-        .open_many("client_1", 3, &Spec::default(), at(0))
-        .unwrap();
+    open(&mut world, 3, 0);
     change(&mut world, option);
     world
 }
@@ -65,9 +69,7 @@ fn an_empty_result_has_exactly_the_documented_members() {
 #[test]
 fn a_full_result_has_exactly_the_documented_members() {
     let mut world = world();
-    world
-        .open_many("client_1", 5, &Spec::default(), at(0))
-        .unwrap();
+    open(&mut world, 5, 0);
     let mut page = json(&search(
         &mut world,
         "pageSize=2&pageNo=2&queryString=actions:OPEN",
@@ -127,9 +129,7 @@ fn pages_follow_one_another_newest_first() {
 #[test]
 fn an_alert_that_leaves_shifts_the_later_pages() {
     let mut world = world();
-    let ids = world
-        .open_many("client_1", 4, &Spec::default(), at(0))
-        .unwrap();
+    let ids = open(&mut world, 4, 0);
     let first = search(&mut world, "pageSize=2&queryString=actions:OPEN").ids();
     world.act(ids[3], Action::Close, at(1)).unwrap();
     let second = search(&mut world, "pageSize=2&pageNo=2&queryString=actions:OPEN").ids();
@@ -140,15 +140,11 @@ fn an_alert_that_leaves_shifts_the_later_pages() {
 #[test]
 fn an_update_moves_an_alert_to_the_front_only_where_ts_is_the_time_of_update() {
     let mut world = world();
-    let ids = world
-        .open_many("client_1", 3, &Spec::default(), at(0))
-        .unwrap();
+    let ids = open(&mut world, 3, 0);
     world.act(ids[0], Action::Bump, at(5)).unwrap();
     let front = |world: &mut World| search(world, "queryString=actions:OPEN").ids()[0];
     assert_eq!(front(&mut world), ids[2]);
-    let mut options = world.options().clone();
-    options.ts = Ts::Updated;
-    world.set_options(options, at(6));
+    change(&mut world, |options| options.ts = Ts::Updated);
     assert_eq!(front(&mut world), ids[0]);
     world.act(ids[1], Action::Bump, at(7)).unwrap();
     assert_eq!(front(&mut world), ids[1]);
@@ -319,9 +315,7 @@ fn members_that_were_asked_for_replace_the_rendered_ones() {
 fn the_record_tells_openings_changes_and_departures() {
     let mut world = world();
     let from = world.record_position();
-    let ids = world
-        .open_many("client_1", 2, &Spec::default(), at(1))
-        .unwrap();
+    let ids = open(&mut world, 2, 1);
     world.set_state(ids[0], State::Ok, at(2)).unwrap();
     world.act(ids[0], Action::Close, at(3)).unwrap();
     world.act(ids[0], Action::Purge, at(4)).unwrap();
@@ -416,17 +410,11 @@ fn pages_of_alerts_are_counted_apart_from_everything_else() {
 #[test]
 fn alerts_of_one_second_change_places_where_ties_are_unstable() {
     let mut world = world();
-    let old = world
-        .open_many("client_1", 30, &Spec::default(), at(0))
-        .unwrap();
-    let new = world
-        .open_many("client_1", 30, &Spec::default(), at(1))
-        .unwrap();
+    let old = open(&mut world, 30, 0);
+    let new = open(&mut world, 30, 1);
     let first = |world: &mut World| search(world, "pageSize=30&queryString=actions:OPEN").ids();
     assert_eq!(first(&mut world), first(&mut world));
-    let mut options = world.options().clone();
-    options.unstable_ties = true;
-    world.set_options(options, at(2));
+    change(&mut world, |options| options.unstable_ties = true);
     let (one, other) = (first(&mut world), first(&mut world));
     assert_ne!(one, other);
     let sorted = |mut ids: Vec<AlertId>| {
@@ -441,9 +429,7 @@ fn alerts_of_one_second_change_places_where_ties_are_unstable() {
 #[test]
 fn padding_makes_alerts_as_large_as_real_ones() {
     let mut world = world();
-    world
-        .open_many("client_1", 10, &Spec::default(), at(0))
-        .unwrap();
+    open(&mut world, 10, 0);
     let size = |world: &mut World| {
         search(world, "queryString=actions:OPEN")
             .to_json(at(0))
@@ -583,9 +569,8 @@ proptest! {
                     world.set_state(ids[usize::from(alert) % ids.len()], State::ALL[state], now).unwrap();
                 }
                 Deed::Ts(updated) => {
-                    let mut options = world.options().clone();
-                    options.ts = if updated { Ts::Updated } else { Ts::Created };
-                    world.set_options(options, now);
+                    let ts = if updated { Ts::Updated } else { Ts::Created };
+                    change(&mut world, |options| options.ts = ts);
                 }
                 Deed::Wait(seconds) => second += i64::from(seconds),
                 _ => {}
