@@ -170,96 +170,109 @@ pub(super) fn read(json: &str) -> Result<Option<Alert<'_>>, serde_json::Error> {
     let read = |by_members| {
         let mut alert = Alert::default();
         let mut deserializer = serde_json::Deserializer::from_str(json);
-        let readable = if by_members {
-            deserializer.deserialize_map(ByMembers(&mut alert))?
+        if by_members {
+            deserializer.deserialize_map(ByMembers(&mut alert))?;
         } else {
-            Item(&mut alert).deserialize(&mut deserializer)?
-        };
+            Reader(&mut alert).deserialize(&mut deserializer)?;
+        }
         deserializer.end()?;
-        Ok(readable.then_some(alert))
+        Ok(is_id(&alert.id).then_some(alert))
     };
     read(false).or_else(|error| read(true).map_err(|_| error))
 }
 
-/// Reads an element of `results` into an empty alert. Returns whether the element was an alert: an
-/// object with a usable `uniqueId`.
-pub(super) struct Item<'s, 'a>(pub(super) &'s mut Alert<'a>);
+/// An object of which some members are read.
+pub(super) trait Object<'a> {
+    /// Reads the value of the member `key`, of whatever type it is.
+    fn read_member<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
 
-impl<'de> DeserializeSeed<'de> for Item<'_, 'de> {
-    type Value = bool;
+    /// Takes in a text that comes in place of the object.
+    fn read_text(&mut self, _: &str) {}
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+/// Reads any JSON into an object that is empty so far.
+pub(super) struct Reader<'s, T>(pub(super) &'s mut T);
+
+impl<'de, T: Object<'de>> DeserializeSeed<'de> for Reader<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Item<'_, 'de> {
-    type Value = bool;
+impl<'de, T: Object<'de>> Visitor<'de> for Reader<'_, T> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an alert")
+        f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
-        let Self(alert) = self;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(Key(key)) = map.next_key()? {
-            match &*key {
-                "uniqueId" => alert.id = text(&mut map)?.unwrap_or_default(),
-                "subject" => alert.subject = text(&mut map)?,
-                "description" => alert.description = uncut_text(&mut map)?,
-                "currentState" => alert.state = short_text(&mut map)?,
-                "status" => alert.status = short_text(&mut map)?,
-                "serviceName" => alert.service_name = text(&mut map)?,
-                "metric" => alert.metric = text(&mut map)?,
-                "component" => alert.component = text(&mut map)?,
-                "problemArea" => alert.problem_area = text(&mut map)?,
-                "alertType" => alert.alert_type = text(&mut map)?,
-                "eventType" => alert.event_type = text(&mut map)?,
-                "app" => alert.app = text(&mut map)?,
-                "priority" => alert.priority = text(&mut map)?,
-                "createdDate" => alert.created_date = text(&mut map)?,
-                "updatedTime" => alert.updated_time = text(&mut map)?,
-                "repeatCount" => alert.repeat_count = text(&mut map)?,
-                "incidentId" => alert.incident_id = text(&mut map)?,
-                "inferenceId" => alert.inference_id = text(&mut map)?,
-                "clientUniqueId" => alert.client_id = text(&mut map)?,
-                "tenantName" => alert.client_name = text(&mut map)?,
-                "acknowledged" => alert.acknowledged = flag(&mut map)?,
-                "suppressed" | "permanentlySuppressed" => alert.suppressed |= flag(&mut map)?,
-                "closed" => alert.closed = flag(&mut map)?,
-                "ticketed" => alert.ticketed = flag(&mut map)?,
-                "device" => alert.device = map.next_value::<MaybeResource<'_>>()?.0,
-                "resource" => alert.resource = map.next_value::<MaybeResource<'_>>()?.0,
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
+            self.0.read_member(&key, &mut map)?;
         }
-        Ok(is_id(&alert.id))
+        Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(false)
+        Ok(())
     }
 
-    fn visit_unit<E>(self) -> Result<bool, E> {
-        Ok(false)
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
     }
-    fn visit_bool<E>(self, _: bool) -> Result<bool, E> {
-        Ok(false)
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
     }
-    fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
-        Ok(false)
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
     }
-    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
-        Ok(false)
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
     }
-    fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
-        Ok(false)
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
     }
-    fn visit_str<E>(self, _: &str) -> Result<bool, E> {
-        Ok(false)
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.0.read_text(text);
+        Ok(())
+    }
+}
+
+impl<'a> Object<'a> for Alert<'a> {
+    fn read_member<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "uniqueId" => self.id = text(map)?.unwrap_or_default(),
+            "subject" => self.subject = text(map)?,
+            "description" => self.description = uncut_text(map)?,
+            "currentState" => self.state = short_text(map)?,
+            "status" => self.status = short_text(map)?,
+            "serviceName" => self.service_name = text(map)?,
+            "metric" => self.metric = text(map)?,
+            "component" => self.component = text(map)?,
+            "problemArea" => self.problem_area = text(map)?,
+            "alertType" => self.alert_type = text(map)?,
+            "eventType" => self.event_type = text(map)?,
+            "app" => self.app = text(map)?,
+            "priority" => self.priority = text(map)?,
+            "createdDate" => self.created_date = text(map)?,
+            "updatedTime" => self.updated_time = text(map)?,
+            "repeatCount" => self.repeat_count = text(map)?,
+            "incidentId" => self.incident_id = text(map)?,
+            "inferenceId" => self.inference_id = text(map)?,
+            "clientUniqueId" => self.client_id = text(map)?,
+            "tenantName" => self.client_name = text(map)?,
+            "acknowledged" => self.acknowledged = flag(map)?,
+            "suppressed" | "permanentlySuppressed" => self.suppressed |= flag(map)?,
+            "closed" => self.closed = flag(map)?,
+            "ticketed" => self.ticketed = flag(map)?,
+            "device" => self.device = map.next_value::<MaybeResource<'_>>()?.0,
+            "resource" => self.resource = map.next_value::<MaybeResource<'_>>()?.0,
+            _ => ignore(map)?,
+        }
+        Ok(())
     }
 }
 
@@ -268,14 +281,14 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
 struct ByMembers<'s, 'a>(&'s mut Alert<'a>);
 
 impl<'de> Visitor<'de> for ByMembers<'_, 'de> {
-    type Value = bool;
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an alert")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<bool, A::Error> {
-        Item(self.0).visit_map(Members(map))
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        Reader(self.0).visit_map(Members(map))
     }
 }
 
@@ -317,6 +330,11 @@ fn cut_text<'de, A: MapAccess<'de>>(map: &mut A, max: usize) -> Result<Text<'de>
 
 fn uncut_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
     map.next_value::<Lenient<'de>>().map(|Lenient(text)| text)
+}
+
+/// Skips the value of a member.
+pub(super) fn ignore<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
+    map.next_value::<IgnoredAny>().map(drop)
 }
 
 /// Reads a member that is true or false. A value that is neither counts as false.
@@ -414,64 +432,29 @@ struct MaybeResource<'a>(Resource<'a>);
 
 impl<'de> Deserialize<'de> for MaybeResource<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ResourceVisitor)
+        let mut resource = Resource::default();
+        Reader(&mut resource).deserialize(deserializer)?;
+        Ok(Self(resource))
     }
 }
 
-struct ResourceVisitor;
-
-impl<'de> Visitor<'de> for ResourceVisitor {
-    type Value = MaybeResource<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a resource")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut resource = Resource::default();
-        while let Some(Key(key)) = map.next_key()? {
-            match &*key {
-                "id" => resource.id = text(&mut map)?,
-                "name" => resource.name = text(&mut map)?,
-                "resourceName" => resource.resource_name = text(&mut map)?,
-                "hostName" => resource.host_name = text(&mut map)?,
-                "ipAddress" => resource.ip_address = text(&mut map)?,
-                "type" => resource.kind = text(&mut map)?,
-                "resourceType" => resource.resource_type = text(&mut map)?,
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
+impl<'a> Object<'a> for Resource<'a> {
+    fn read_member<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "id" => self.id = text(map)?,
+            "name" => self.name = text(map)?,
+            "resourceName" => self.resource_name = text(map)?,
+            "hostName" => self.host_name = text(map)?,
+            "ipAddress" => self.ip_address = text(map)?,
+            "type" => self.kind = text(map)?,
+            "resourceType" => self.resource_type = text(map)?,
+            _ => ignore(map)?,
         }
-        Ok(MaybeResource(resource))
+        Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(MaybeResource(Resource::default()))
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(MaybeResource(Resource::default()))
-    }
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(MaybeResource(Resource::default()))
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(MaybeResource(Resource::default()))
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(MaybeResource(Resource::default()))
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(MaybeResource(Resource::default()))
-    }
-    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        let name = (!name.is_empty()).then(|| Cow::Owned(truncate(name, MAX_TEXT).into_owned()));
-        Ok(MaybeResource(Resource {
-            name,
-            ..Resource::default()
-        }))
+    fn read_text(&mut self, name: &str) {
+        self.name = (!name.is_empty()).then(|| Cow::Owned(truncate(name, MAX_TEXT).into_owned()));
     }
 }
 

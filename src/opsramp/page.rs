@@ -6,11 +6,11 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use jiff::SignedDuration;
 use memchr::memmem;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed as _, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{
-    alert::{self, Alert, Item, Key, Text},
+    alert::{self, Alert, Key, Object, Reader, Text},
     client::is_path_segment,
     error::Error,
     room::Room,
@@ -254,7 +254,9 @@ impl Answer {
 
 impl ClientInfo {
     fn read(item: &str) -> Option<Self> {
-        let fields: ClientFields<'_> = serde_json::from_str(item).ok()?;
+        let mut fields = ClientFields::default();
+        let mut deserializer = serde_json::Deserializer::from_str(item);
+        Reader(&mut fields).deserialize(&mut deserializer).ok()?;
         let text = |text: Text<'_>| {
             let text = text.filter(|text| !text.trim().is_empty());
             text.map(Cow::into_owned)
@@ -320,13 +322,9 @@ impl<'de, R: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<R> {
                 "pageNo" => envelope.page_no = number(&mut map)?,
                 "pageSize" => envelope.page_size = number(&mut map)?.filter(|size| *size > 0),
                 "totalPages" => envelope.total_pages = number(&mut map)?,
-                "nextPage" => {
-                    envelope.next_page = alert::boolean(&mut map)?;
-                }
+                "nextPage" => envelope.next_page = alert::boolean(&mut map)?,
                 "nextPageNo" => envelope.next_page_no = number(&mut map)?,
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+                _ => alert::ignore(&mut map)?,
             }
         }
         Ok(envelope)
@@ -359,16 +357,14 @@ impl<'de> Deserialize<'de> for Alerts<'de> {
                     // moved.
                     let place = read.alerts.len();
                     read.alerts.push(Alert::default());
-                    match seq.next_element_seed(Item(&mut read.alerts[place]))? {
-                        Some(true) => {}
-                        Some(false) => {
-                            read.alerts.truncate(place);
-                            read.unreadable += 1;
-                        }
-                        None => {
-                            read.alerts.truncate(place);
-                            return Ok(read);
-                        }
+                    let alert = Reader(&mut read.alerts[place]);
+                    let is_end = seq.next_element_seed(alert)?.is_none();
+                    if is_end || !alert::is_id(&read.alerts[place].id) {
+                        read.alerts.truncate(place);
+                        read.unreadable += usize::from(!is_end);
+                    }
+                    if is_end {
+                        return Ok(read);
                     }
                     check_result_count(read.alerts.len() + read.unreadable)?;
                 }
@@ -415,34 +411,15 @@ struct ClientFields<'a> {
     activated: Option<bool>,
 }
 
-impl<'de> Deserialize<'de> for ClientFields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ClientVisitor;
-
-        impl<'de> Visitor<'de> for ClientVisitor {
-            type Value = ClientFields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a client")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut fields = ClientFields::default();
-                while let Some(Key(key)) = map.next_key()? {
-                    match &*key {
-                        "uniqueId" => fields.id = alert::text(&mut map)?,
-                        "name" => fields.name = alert::short_text(&mut map)?,
-                        "activated" => fields.activated = alert::boolean(&mut map)?,
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(fields)
-            }
+impl<'a> Object<'a> for ClientFields<'a> {
+    fn read_member<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "uniqueId" => self.id = alert::text(map)?,
+            "name" => self.name = alert::short_text(map)?,
+            "activated" => self.activated = alert::boolean(map)?,
+            _ => alert::ignore(map)?,
         }
-
-        deserializer.deserialize_map(ClientVisitor)
+        Ok(())
     }
 }
 
