@@ -640,7 +640,8 @@ mod tests {
                     assert!(read > 0, "{request}");
                     request.push_str(str::from_utf8(&buffer[..read]).unwrap());
                 }
-                stream.write_all(&answer(&request)).await.unwrap();
+                // A client hangs up at an answer that is too long.
+                stream.write_all(&answer(&request)).await.ok();
             }
         });
         url
