@@ -48,7 +48,7 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
     if let Some(tenants) = tenants {
         let known = tenants.iter().map(|tenant| &*tenant.id).collect();
         for search in &config.searches {
-            check_tenants(&mut report, search, &known);
+            check_tenants(&mut report, search, &known, config.tenants_are_picked);
         }
     }
     local::check_state(&mut report, &config.state).await;
@@ -71,19 +71,31 @@ pub fn refuse(error: ConfigError, out: &mut dyn io::Write) -> io::Result<()> {
     report.end().map(drop)
 }
 
-/// Checks that the tenants that a search names are among the `known` ones.
-fn check_tenants(report: &mut Report<'_>, search: &SearchOptions, known: &HashSet<&str>) {
+/// Checks that the tenants that a search names are among the `known` ones, of which some may have
+/// been picked.
+fn check_tenants(
+    report: &mut Report<'_>,
+    search: &SearchOptions,
+    known: &HashSet<&str>,
+    are_picked: bool,
+) {
     let in_vain = search.in_vain(known);
-    if in_vain.is_empty() {
+    let named = search.tenants.as_ref().map_or(0, Vec::len);
+    let asked = named - in_vain.len();
+    if in_vain.is_empty() || are_picked && asked > 0 {
         return;
     }
-    let named = search.tenants.as_ref().map_or(0, Vec::len);
-    let what = match named - in_vain.len() {
+    let what = match asked {
         0 => "nothing is asked".to_owned(),
         asked => format!("is asked of {asked} of its {named} tenants"),
     };
+    let advice = if are_picked {
+        "pick others (--opsramp.tenant, OPSRAMP_TENANT_ID)"
+    } else {
+        "correct the ids of its tenants"
+    };
     let passed = Passed::new((), what).with_concern(format!(
-        "neither a tenant of an account nor an activated client: {}; correct the ids of its tenants",
+        "neither a tenant of an account nor an activated client: {}; {advice}",
         listed(&in_vain)
     ));
     report

@@ -64,6 +64,8 @@ pub(crate) use self::{
 pub struct Config {
     /// The accounts, at least one; their names are unique.
     pub accounts: Vec<Account>,
+    /// Whether a flag or a variable names the tenants, which may be fewer than the file has.
+    pub tenants_are_picked: bool,
     /// The searches, at least one; their names are unique.
     pub searches: Vec<SearchOptions>,
     /// Which events the alert log has lines for, and what the lines contain.

@@ -689,6 +689,7 @@ fn plan(config: &Config) -> Plan {
     });
     Plan {
         accounts: accounts.collect(),
+        tenants_are_picked: config.tenants_are_picked,
         searches: config.searches.clone(),
         record: config.record.clone(),
         at_first_start: config.at_first_start,

@@ -707,6 +707,15 @@ async fn the_clients_of_a_partner_are_counted_and_searched() {
              warning: neither a tenant of an account nor an activated client: client_8; correct the ids of its tenants
     ");
     assert!(!text.contains("search client_6"), "{text}");
+
+    // Of tenants that were picked, a search may be for some only.
+    setup.config.tenants_are_picked = true;
+    let (_, text) = setup.check().await;
+    let told = "nor an activated client: client_7; pick others";
+    assert!(
+        text.contains(told) && !text.contains("search both"),
+        "{text}"
+    );
 }
 
 /// Sets up a partner whose lists of clients are these, with a search of a client that it does not

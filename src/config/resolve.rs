@@ -100,6 +100,7 @@ impl<'a> Resolver<'a> {
             state: self.state(file.state, variables),
             web: self.web(file.web),
             accounts,
+            tenants_are_picked: self.inputs.contains_key("accounts[0].tenants"),
             searches,
             sinks,
         }

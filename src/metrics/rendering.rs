@@ -31,7 +31,7 @@ pub(super) const MAX_AGE: Duration = Duration::from_secs(1);
 /// The maximum age of a rendering that is shown while another one is made.
 const MAX_AGE_MEANWHILE: Duration = Duration::from_secs(5);
 
-/// The bytes of renderings in use above which the last one is shown for as long as
+/// The bytes of former renderings in use above which the last one is shown for as long as
 /// [`MAX_AGE_MEANWHILE`]. Otherwise each client that reads slowly, or not at all, could have a
 /// rendering of its own in memory until its answer's time is up.
 pub(super) const MAX_IN_USE: usize = 16 << 20;
@@ -53,7 +53,7 @@ pub(super) struct Cache {
     latest: Mutex<Option<Cached>>,
     /// Held while a thread encodes.
     encoding: Mutex<()>,
-    /// Total length of the texts that are latest or are being sent, in bytes.
+    /// Total length of the texts that are the latest or are being sent, in bytes.
     in_use: Arc<AtomicUsize>,
     /// Number of reloads. A rendering that was begun before the latest reload is not shown any
     /// more.
@@ -103,12 +103,14 @@ impl Metrics {
         let cached = self.0.cache.latest()?;
         let age = cached.begun.elapsed();
         let unchanged = cached.version == self.version() && age <= MAX_AGE;
-        let too_costly_to_renew = age
-            <= if self.0.cache.in_use.load(Ordering::Relaxed) > MAX_IN_USE {
-                MAX_AGE_MEANWHILE
-            } else {
-                (cached.took * COST_FACTOR).min(MAX_AGE)
-            };
+        let Rendering { text, gzip } = &*cached.rendering;
+        let in_use = self.0.cache.in_use.load(Ordering::Relaxed);
+        let max_age = if in_use.saturating_sub(text.len() + gzip.len()) > MAX_IN_USE {
+            MAX_AGE_MEANWHILE
+        } else {
+            (cached.took * COST_FACTOR).min(MAX_AGE)
+        };
+        let too_costly_to_renew = age <= max_age;
         (unchanged || too_costly_to_renew).then_some(cached.rendering)
     }
 

@@ -75,6 +75,8 @@ struct Partner {
     status: PartnerStatus,
     /// Whether its clients have been found since the partners or the API client last changed.
     is_looked_up: bool,
+    /// Whether the last look-up left no doubt about its clients.
+    is_certain: bool,
     doubts: Doubts,
 }
 
@@ -187,12 +189,13 @@ impl AccountClient {
     /// Number of clients that are polled after the look-ups; `None` until all partners have been
     /// looked up.
     fn found(&self) -> Option<usize> {
-        self.are_all_looked_up().then_some(self.discovered.len())
+        let all = self.partners.iter().all(|it| it.is_looked_up);
+        all.then_some(self.discovered.len())
     }
 
-    /// Whether the clients of all partners have been found.
-    pub(super) fn are_all_looked_up(&self) -> bool {
-        self.partners.iter().all(|it| it.is_looked_up)
+    /// Whether the last look-up left no doubt about the clients of any partner.
+    pub(super) fn are_all_known(&self) -> bool {
+        self.partners.iter().all(|it| it.is_certain)
     }
 
     /// What is known of the partners' clients; `None` without discovery.
@@ -343,11 +346,13 @@ impl Partner {
                 last: None,
             },
             is_looked_up: false,
+            is_certain: false,
             doubts: Doubts::default(),
         }
     }
 
     fn take_over(&mut self, verdict: &Verdict) {
+        self.is_certain = !verdict.is_provisional();
         self.status.last = Some(match &verdict.kind {
             Kind::Failed(error) => Err(error.chain().to_string()),
             _ => {

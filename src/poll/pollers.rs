@@ -34,6 +34,9 @@ use crate::{
 pub struct Plan {
     /// The accounts.
     pub accounts: Vec<Account>,
+    /// Whether the accounts may have fewer tenants than the searches name, because some were
+    /// picked.
+    pub tenants_are_picked: bool,
     /// The searches; each runs for every tenant, or for those it names.
     pub searches: Vec<SearchOptions>,
     /// How events are recorded.
@@ -590,53 +593,55 @@ impl Pollers {
         self.tell_of_tenants_named_in_vain();
     }
 
-    /// Returns sentences about the tenants that searches name although no account has them. They
-    /// are known once the clients of all partners have been looked up.
-    fn tenants_named_in_vain(&self) -> BTreeSet<String> {
-        let mut told = BTreeSet::new();
-        let Some(plan) = &self.plan else {
-            return told;
-        };
-        // Without discovery, the configuration has been checked for this.
-        if plan.accounts.iter().all(|it| it.discovery.is_none()) {
-            return told;
-        }
-        let mut known = HashSet::new();
-        for account in &plan.accounts {
-            match self.clients.get(&account.options.name) {
-                _ if account.discovery.is_none() => {
-                    known.extend(account.tenants.iter().map(|it| &*it.id));
-                }
-                Some(client) if client.are_all_looked_up() => {
-                    known.extend(client.discovered.keys().map(|it| &*it.id));
-                }
-                _ => return told,
-            }
-        }
-        for search in &plan.searches {
-            let in_vain = search.in_vain(&known);
-            if !in_vain.is_empty() {
-                told.insert(format!(
-                    "search {}: neither a tenant of an account nor an activated client: {}",
-                    search.name,
-                    listed(&in_vain)
-                ));
-            }
-        }
-        told
-    }
-
     /// Tells of tenants that searches name although no account has them. Nothing else shows that
     /// such a search does not run.
     fn tell_of_tenants_named_in_vain(&mut self) {
         let told = self.tenants_named_in_vain();
         self.named_in_vain.retain(|text, _| told.contains(text));
+        let accounts = self.plan.iter().flat_map(|plan| &plan.accounts);
+        let mut discovering = accounts.filter(|account| account.discovery.is_some());
+        let is_certain = discovering.all(|account| {
+            let client = self.clients.get(&account.options.name);
+            client.is_some_and(AccountClient::are_all_known)
+        });
+        if !is_certain {
+            return;
+        }
         for text in told {
             self.named_in_vain.entry(text).or_insert_with_key(|text| {
                 tracing::warn!("{text}");
                 self.health.notice(text)
             });
         }
+    }
+
+    /// Returns sentences about the tenants that searches name although no account has them now.
+    fn tenants_named_in_vain(&self) -> BTreeSet<String> {
+        let Some(plan) = &self.plan else {
+            return BTreeSet::new();
+        };
+        // Without discovery, the configuration has been checked for this.
+        let is_any_discovering = plan.accounts.iter().any(|it| it.discovery.is_some());
+        if plan.tenants_are_picked || !is_any_discovering {
+            return BTreeSet::new();
+        }
+        let mut known = HashSet::new();
+        for account in &plan.accounts {
+            match self.clients.get(&account.options.name) {
+                Some(client) if account.discovery.is_some() => {
+                    known.extend(client.discovered.keys().map(|it| &*it.id));
+                }
+                _ => known.extend(account.tenants.iter().map(|it| &*it.id)),
+            }
+        }
+        let named_in_vain = plan.searches.iter().filter_map(|search| {
+            let ids = Some(search.in_vain(&known)).filter(|ids| !ids.is_empty())?;
+            let (name, ids) = (&search.name, listed(&ids));
+            Some(format!(
+                "search {name}: neither a tenant of an account nor an activated client that the server shows: {ids}"
+            ))
+        });
+        named_in_vain.collect()
     }
 }
 

@@ -61,6 +61,7 @@ pub(super) fn search_options(name: &str) -> SearchOptions {
 pub(super) fn plan(account: Account, searches: Vec<SearchOptions>) -> Plan {
     Plan {
         accounts: vec![account],
+        tenants_are_picked: false,
         searches,
         record: record::Options {
             events: Vec::new(),

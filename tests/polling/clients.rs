@@ -361,13 +361,43 @@ async fn tenants_that_a_search_names_in_vain_are_told_once_all_clients_are_known
     exporter.reload(|_| {}).await;
     assert!(exporter.health.notices().is_empty());
     exporter.adopt_look_up().await;
-    let told = "search named: neither a tenant of an account nor an activated client: client_3";
+    let told = "search named: neither a tenant of an account nor an activated client that the \
+                server shows: client_3";
     assert_eq!(exporter.health.notices(), [told]);
     exporter.reload(|_| {}).await;
     assert_eq!(exporter.health.notices(), [told]);
-
+    exporter.plan.tenants_are_picked = true;
+    exporter.reload(|_| {}).await;
+    assert!(exporter.health.notices().is_empty());
+    exporter.plan.tenants_are_picked = false;
     exporter.plan.searches[1].tenants = Some(vec!["client_1".to_owned()]);
     exporter.reload(|_| {}).await;
+    assert!(exporter.health.notices().is_empty());
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_that_leaves_doubts_tells_of_no_tenant_named_in_vain() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut plan = plan(&url);
+    plan.accounts[0] = discovering_on(&url, &["msp_1"]);
+    plan.searches[0].tenants = Some(vec!["client_1".to_owned(), "client_2".to_owned()]);
+    let mut exporter = Reloading::new(plan).await;
+    let text = serde_json::json!({
+        "results": [{ "uniqueId": "client_1", "name": "one", "activated": true }],
+        "totalResults": 2,
+    })
+    .to_string();
+    let short = simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
+    exporter.reload(|_| {}).await;
+    exporter.adopt_look_up().await;
+    assert_eq!(exporter.polled(), ["client_1"]);
+    assert!(exporter.health.notices().is_empty());
+
+    simulator.remove_fault(short);
+    exporter.adopt_look_up().await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2"]);
     assert!(exporter.health.notices().is_empty());
     exporter.pollers.stop().await;
 }

@@ -103,6 +103,7 @@ fn plan(url: &str) -> Plan {
             include_raw: false,
             max_description_length: 4096,
         },
+        tenants_are_picked: false,
         at_first_start: AtFirstStart::Emit,
         fetch_details: false,
     }
