@@ -324,19 +324,7 @@ impl Pollers {
             let Some(client) = self.clients.get(&account.options.name) else {
                 continue;
             };
-            let configured: BTreeSet<&Arc<str>> =
-                account.tenants.iter().map(|tenant| &tenant.id).collect();
-            // If a partner's clients are tenants of their own, the partner itself is not polled:
-            // otherwise each alert would be logged twice.
-            let own = account
-                .tenants
-                .iter()
-                .filter(|_| account.discovery.is_none());
-            let discovered = client
-                .discovered
-                .keys()
-                .filter(|tenant| !configured.contains(&tenant.id));
-            for tenant in told_apart(&own.chain(discovered).collect::<Vec<_>>()) {
+            for tenant in told_apart(&account.polled(client)) {
                 for options in &searches {
                     if !options.is_for(&tenant.id) {
                         continue;
@@ -627,11 +615,8 @@ impl Pollers {
         }
         let mut known = HashSet::new();
         for account in &plan.accounts {
-            match self.clients.get(&account.options.name) {
-                Some(client) if account.discovery.is_some() => {
-                    known.extend(client.discovered.keys().map(|it| &*it.id));
-                }
-                _ => known.extend(account.tenants.iter().map(|it| &*it.id)),
+            if let Some(client) = self.clients.get(&account.options.name) {
+                known.extend(account.polled(client).iter().map(|it| &*it.id));
             }
         }
         let named_in_vain = plan.searches.iter().filter_map(|search| {
@@ -662,6 +647,17 @@ impl Account {
     fn partners(&self) -> Vec<Arc<str>> {
         let tenants = self.tenants.iter().filter(|_| self.discovery.is_some());
         tenants.map(|tenant| Arc::clone(&tenant.id)).collect()
+    }
+
+    /// The tenants that are polled: its own, or the clients of these that its `client` has found.
+    fn polled<'a>(&'a self, client: &'a AccountClient) -> Vec<&'a Tenant> {
+        let configured: BTreeSet<_> = self.tenants.iter().map(|tenant| &tenant.id).collect();
+        // If a partner's clients are tenants of their own, the partner itself is not polled:
+        // otherwise each alert would be logged twice.
+        let own = self.tenants.iter().filter(|_| self.discovery.is_none());
+        let discovered = client.discovered.keys();
+        let discovered = discovered.filter(|tenant| !configured.contains(&tenant.id));
+        own.chain(discovered).collect()
     }
 }
 

@@ -137,6 +137,12 @@ fn partner(id: &str, is_known: bool, last: Option<Result<(), String>>) -> Partne
     }
 }
 
+/// A fault that answers each look-up of clients like this.
+fn clients_answer(answer: &serde_json::Value) -> FaultRule {
+    let text = answer.to_string();
+    FaultRule::always(Fault::Body { text }).at(Endpoint::Clients)
+}
+
 /// Returns the error of a look-up that is answered with this status.
 fn refused(status: u16) -> Option<Result<(), String>> {
     Some(Err(format!(
@@ -329,12 +335,10 @@ async fn of_a_list_that_is_short_a_client_that_is_deactivated_goes_and_one_that_
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1", "client_2", "client_3"]);
 
-    let short = serde_json::json!({
+    simulator.inject(clients_answer(&serde_json::json!({
         "results": [{ "uniqueId": "client_1", "name": "one", "activated": false }],
         "totalResults": 2,
-    });
-    let text = short.to_string();
-    simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
+    })));
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_2", "client_3"]);
     exporter.pollers.stop().await;
@@ -384,12 +388,10 @@ async fn a_look_up_that_leaves_doubts_tells_of_no_tenant_named_in_vain() {
     plan.accounts[0] = discovering_on(&url, &["msp_1"]);
     plan.searches[0].tenants = Some(vec!["client_1".to_owned(), "client_2".to_owned()]);
     let mut exporter = Reloading::new(plan).await;
-    let text = serde_json::json!({
+    let short = simulator.inject(clients_answer(&serde_json::json!({
         "results": [{ "uniqueId": "client_1", "name": "one", "activated": true }],
         "totalResults": 2,
-    })
-    .to_string();
-    let short = simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
+    })));
     exporter.reload(|_| {}).await;
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1"]);
@@ -407,23 +409,21 @@ async fn a_list_of_clients_that_is_empty_for_a_moment_or_never_ends_stops_nobody
     let simulator = partners().await;
     let url = simulator.url();
     let mut exporter = Reloading::new(plan(&url)).await;
-    let clients = |shown: serde_json::Value, next_page: bool| Fault::Body {
-        text: serde_json::json!({ "results": shown, "nextPage": next_page }).to_string(),
+    let clients = |shown: serde_json::Value, next_page: bool| {
+        clients_answer(&serde_json::json!({ "results": shown, "nextPage": next_page }))
     };
     let two = serde_json::json!([
         { "uniqueId": "client_1", "name": "one", "activated": true },
         { "uniqueId": "client_2", "name": "two", "activated": true },
     ]);
-    let endless = FaultRule::always(clients(two, true)).at(Endpoint::Clients);
-    let endless = simulator.inject(endless);
+    let endless = simulator.inject(clients(two, true));
     exporter
         .reload(|account| *account = discovering_on(&url, &["msp_1"]))
         .await;
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1", "client_2"]);
 
-    let empty = clients(serde_json::json!([]), false);
-    simulator.inject(FaultRule::always(empty).at(Endpoint::Clients));
+    simulator.inject(clients(serde_json::json!([]), false));
     simulator.remove_fault(endless);
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1", "client_2"]);
@@ -438,8 +438,7 @@ async fn a_partner_without_clients_is_looked_up_again_soon() {
     let simulator = partners().await;
     let url = simulator.url();
     let mut exporter = Reloading::new(plan(&url)).await;
-    let text = serde_json::json!({ "results": [] }).to_string();
-    let empty = simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
+    let empty = simulator.inject(clients_answer(&serde_json::json!({ "results": [] })));
     // The next regular look-up would come only after the test has failed.
     exporter
         .reload(|account| *account = discovering(&url, &["msp_1"]))
