@@ -553,7 +553,7 @@ impl Checked<'_> {
         };
         let asked = client.search_first(&tenant.id, request, Urgency::Poll);
         let (answer, request) = asked.await.map_err(trouble)?;
-        let page = answer.page(1, false).map_err(trouble)?;
+        let page = answer.first_page(false).map_err(trouble)?;
         let size = match page.page_size {
             Some(size) if size != u64::from(request.page_size) => {
                 format!("{size} a page of the {} asked for", request.page_size)

@@ -143,6 +143,21 @@ impl Answer {
         self.page_item_by_item(requested, keep_raw)
     }
 
+    /// Reads the first page of a whole result. If none of its items is an alert, no alert of this
+    /// server can be read, so that is a failure.
+    ///
+    /// # Errors
+    /// As for [`Answer::page`]; and [`Error::Decode`] if there are items, but no alert.
+    pub fn first_page(&self, keep_raw: bool) -> Result<Page<'_>, Error> {
+        let page = self.page(1, keep_raw)?;
+        if page.alerts.is_empty() && page.unreadable > 0 {
+            let items = page.unreadable;
+            let what = format!("no alert, but {items} items without a usable uniqueId");
+            return Err(self.unexpected(what));
+        }
+        Ok(page)
+    }
+
     /// Reads each item by itself. This is slower, but an item that cannot be read does not spoil
     /// the others.
     fn page_item_by_item(&self, requested: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
@@ -597,6 +612,22 @@ mod tests {
             (page.alerts.len(), page.unreadable, page.total_results),
             (1, 1, 2)
         );
+    }
+
+    #[test]
+    fn a_first_page_on_which_no_item_is_an_alert_is_a_failure() {
+        let none = answer(r#"{"results":["x",7,null,{"id":"1"}],"totalResults":4}"#);
+        let some = answer(r#"{"results":["x",{"uniqueId":"1"}],"totalResults":2}"#);
+        let empty = answer(r#"{"results":[],"totalResults":2}"#);
+        for keep_raw in [false, true] {
+            let error = none.first_page(keep_raw).unwrap_err();
+            assert_eq!(error.reason(), "decode");
+            let told = error.to_string();
+            assert!(told.contains("4 items without a usable uniqueId"), "{told}");
+            assert_eq!(none.page(2, keep_raw).unwrap().unreadable, 4);
+            assert_eq!(some.first_page(keep_raw).unwrap().alerts.len(), 1);
+            assert!(empty.first_page(keep_raw).unwrap().alerts.is_empty());
+        }
     }
 
     #[test]

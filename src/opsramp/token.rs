@@ -20,9 +20,13 @@ const MARGIN: f64 = 0.1;
 const MARGIN_JITTER: f64 = 0.5;
 /// The longest margin, before the jitter.
 const MAX_MARGIN: Duration = Duration::from_secs(5 * 60);
-/// The first pause after a failed request; it doubles up to [`MAX_PAUSE`].
+/// The first pause after a failed request; it doubles up to [`OUTAGE_PAUSE`] or [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause after failed requests.
+/// The longest pause after failures that end by themselves. Without a token, all polls of the
+/// account wait.
+const OUTAGE_PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause after failures that somebody has to mend, and after 429. A server may lock out
+/// who keeps sending credentials that it rejects.
 const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// The pause before a token is replaced again that is new but was refused, or that came back
 /// unchanged. For an unchanged token the pause doubles, up to [`MAX_PAUSE`], while the API accepts
@@ -299,7 +303,7 @@ impl<I: Issuer> Shared<I> {
         &self,
         credentials: &Result<Credentials, Error>,
     ) -> Result<Token, Error> {
-        let pause = {
+        let doubled = {
             let state = self.state.lock();
             match &state.failure {
                 // The pause holds for the credentials that failed. New ones need not wait.
@@ -312,7 +316,7 @@ impl<I: Issuer> Shared<I> {
                     let error = credentials.as_ref().err().unwrap_or(&failure.error);
                     return Err(Error::Echo(Arc::new(error.clone())));
                 }
-                Some(failure) => (failure.pause * 2).min(MAX_PAUSE),
+                Some(failure) => failure.pause * 2,
                 None => FIRST_PAUSE,
             }
         };
@@ -340,6 +344,7 @@ impl<I: Issuer> Shared<I> {
                 Ok(token)
             }
             Err(error) => {
+                let pause = doubled.min(longest_pause(&error));
                 let jittered = pause.mul_f64(1.0 - 0.25 * fastrand::f64());
                 let retry_after = match &error {
                     Error::Throttled {
@@ -357,6 +362,14 @@ impl<I: Issuer> Shared<I> {
                 Err(error)
             }
         }
+    }
+}
+
+fn longest_pause(error: &Error) -> Duration {
+    match error {
+        Error::Throttled { .. } => MAX_PAUSE,
+        _ if error.is_transient() => OUTAGE_PAUSE,
+        _ => MAX_PAUSE,
     }
 }
 
@@ -719,6 +732,17 @@ mod tests {
         server.conduct().fails = throttled(Some(1));
         assert_eq!(until_asked(&server, &tokens).await.as_secs(), 1000);
         assert!(until_asked(&server, &tokens).await.as_secs() >= 225);
+        // An outage ends by itself.
+        server.conduct().fails = Some(Error::Http {
+            endpoint: "token",
+            status: 503,
+            excerpt: String::new(),
+        });
+        until_asked(&server, &tokens).await;
+        for _ in 0..3 {
+            let pause = until_asked(&server, &tokens).await.as_secs_f64();
+            assert!((7.5..10.2).contains(&pause), "{pause}");
+        }
         // A success ends the long pauses.
         server.conduct().fails = None;
         until_asked(&server, &tokens).await;

@@ -303,6 +303,7 @@ impl Engine {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.is_sound()
+            && self.history.unreadable() == 0
             && !self.misses_a_page()
             && self.total == Some(self.tracker.open_count() as u64)
     }

@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::identity::SearchKey;
 
-/// The longest pause between two tries of a search that fails.
+/// The longest pause between two tries.
 pub(super) const MAX_BACK_OFF: Duration = Duration::from_secs(5 * 60);
 /// Number of failures in a row after which the search is tried again at the plain interval.
 const PLAIN_RETRIES: u32 = 2;
@@ -49,10 +49,11 @@ impl Grid {
             .unwrap_or(now + self.interval)
     }
 
-    /// Returns when to try again after `failures` in a row (from 1). After the second failure, the
-    /// interval doubles each time, up to [`MAX_BACK_OFF`]. If the interval is longer than that, it
-    /// is cut short. `random`, from 0 to 1, spreads searches that failed together. The result is
-    /// never before `not_before`.
+    /// Returns when to try again after `failures` in a row (from 1). After the second failure, that
+    /// is after two intervals at most, so that alerts are found within two intervals once the
+    /// fault has ended; and after [`MAX_BACK_OFF`] at most, be the interval longer or not.
+    /// `random`, from 0 to 1, spreads searches that failed together. The result is never before
+    /// `not_before`.
     #[must_use]
     pub(super) fn retry(
         &self,
@@ -61,18 +62,16 @@ impl Grid {
         random: f64,
         not_before: Option<Instant>,
     ) -> Instant {
-        let doublings = failures.saturating_sub(PLAIN_RETRIES).min(16);
-        let pause = self
-            .interval
-            .saturating_mul(1 << doublings)
-            .min(MAX_BACK_OFF);
+        let is_stretched = failures > PLAIN_RETRIES;
+        let intervals = if is_stretched { 2 } else { 1 };
+        let pause = self.interval.saturating_mul(intervals).min(MAX_BACK_OFF);
         let jittered = now + pause.mul_f64(0.8 + 0.2 * random.clamp(0.0, 1.0));
         let at = if self.interval > MAX_BACK_OFF {
             jittered.min(self.next(now))
-        } else if doublings == 0 || pause <= self.interval {
-            self.next(now)
-        } else {
+        } else if is_stretched {
             jittered
+        } else {
+            self.next(now)
         };
         not_before.map_or(at, |bound| at.max(bound))
     }
@@ -121,20 +120,21 @@ mod tests {
         }
 
         #[test]
-        fn back_off_grows_to_its_bound_and_is_never_shorter_than_asked(
+        fn back_off_grows_to_two_intervals_and_is_never_shorter_than_asked(
             failures in 1u32..100, random in 0.0f64..1.0, asked in 0u64..1000,
+            interval in 1u64..150,
         ) {
             let now = Instant::now();
-            let grid = Grid { origin: now, interval: Duration::from_secs(30) };
+            let interval = Duration::from_secs(interval);
+            let grid = Grid { origin: now, interval };
             let bound = now + Duration::from_secs(asked);
             let at = grid.retry(now, failures, random, Some(bound));
             prop_assert!(at >= bound);
-            prop_assert!(at <= bound.max(now + MAX_BACK_OFF));
+            prop_assert!(at <= bound.max(now + 2 * interval));
             if failures <= 2 {
                 prop_assert!(at == grid.next(now).max(bound));
-            }
-            if failures > 10 {
-                prop_assert!(at >= now + Duration::from_secs(240));
+            } else {
+                prop_assert!(at >= now + interval.mul_f64(1.6));
             }
         }
 

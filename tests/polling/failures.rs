@@ -5,6 +5,9 @@ use super::*;
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_has_its_reason_and_heals() {
     let status = Fault::status;
+    let body = |text: &str| Fault::Body {
+        text: text.to_owned(),
+    };
     let too_large = MAX_RESPONSE_SIZE + (1 << 20);
     let faults: Vec<(Fault, &str)> = vec![
         (status(500), "http"),
@@ -18,10 +21,9 @@ async fn every_fault_has_its_reason_and_heals() {
         (Fault::Truncated, "decode"),
         (Fault::NullResult, "decode"),
         (Fault::NoResults, "decode"),
+        (body("null"), "decode"),
         (
-            Fault::Body {
-                text: "null".to_owned(),
-            },
+            body(r#"{"results":["x",{"id":"1"}],"totalResults":2}"#),
             "decode",
         ),
         (Fault::Huge { bytes: too_large }, "too_large"),

@@ -170,7 +170,12 @@ impl Running {
         answer: &Answer,
     ) -> Result<(Next, u64), Failure> {
         let include_raw = self.search.shared.record.include_raw;
-        let page = answer.page(request.page, include_raw)?;
+        let page = match purpose {
+            Purpose::Poll | Purpose::FullRead if request.page == 1 => {
+                answer.first_page(include_raw)?
+            }
+            _ => answer.page(request.page, include_raw)?,
+        };
         self.search.tell_unreadable(request, &page);
         let sightings = reading::sightings(&page.alerts);
         let facts = Facts::of(request, &page);

@@ -248,7 +248,7 @@ mod tests {
     /// The longest wait for a poll that nothing delays.
     const SOON: Duration = Duration::from_secs(30);
     /// Less than the shortest wait after six failures that stretch the interval.
-    const LATE: Duration = Duration::from_secs(200);
+    const LATE: Duration = Duration::from_secs(45);
 
     /// A search whose server shows its result page by page, and has shown it whole once.
     struct Polled {

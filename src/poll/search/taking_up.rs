@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_search_that_waits_for_its_store_asks_less_and_less_often_and_does_not_hang() {
+    async fn a_search_that_waits_for_its_store_asks_less_often_and_does_not_hang() {
         for is_taken in [false, true] {
             let folder = tempfile::tempdir().unwrap();
             let store = open_store(folder.path(), JOURNAL_LIMIT).await;
@@ -539,9 +539,9 @@ mod tests {
                 }
             };
             assert!(tokio::join!(is_stopped, an_hour).0);
-            // Twelve of them if each pause were the longest.
+            // Sixty of them at the plain interval.
             let tried = lines.lock().len();
-            assert!((12..24).contains(&tried), "{tried}");
+            assert!((30..40).contains(&tried), "{tried}");
         }
     }
 

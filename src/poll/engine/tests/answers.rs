@@ -1695,6 +1695,18 @@ fn whom_a_page_lacks_that_shows_another_one_twice_has_not_left() {
 }
 
 #[test]
+fn a_result_with_an_item_that_cannot_be_read_is_not_complete_though_the_count_adds_up() {
+    let mut run = Run::new(false, 10, true);
+    poll_shows(&mut run, &["1", "2", "3"], 0, 3);
+    assert!(run.engine.is_complete());
+    // Whether "3" is the item that cannot be read, nobody knows.
+    poll_shows(&mut run, &["1", "2"], 1, 3);
+    assert!(!run.engine.is_complete());
+    poll_shows(&mut run, &["1", "2", "3"], 0, 3);
+    assert!(run.engine.is_complete());
+}
+
+#[test]
 fn an_id_can_be_asked_for_if_it_cannot_be_mistaken_for_grammar() {
     for id in ["1", "a1b2-c3_D4"] {
         assert!(can_be_asked_for(id), "{id}");
