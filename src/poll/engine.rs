@@ -23,6 +23,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
 
 use self::{
     confirmation::Short,
@@ -183,6 +184,11 @@ pub struct Engine {
     /// The size of a page, as the server has it.
     page_size: u64,
     total: Option<u64>,
+    /// `totalResults` of the last page of a poll.
+    poll_total: u64,
+    /// Hashes of the ids of alerts that the background has found before any poll. To the first poll
+    /// that sees them they are news, because more new alerts may lie behind them.
+    ahead_of_polls: HashSet<u64>,
     history: ReadingHistory,
     /// Time until which a full read has to wait if only the count, or an incomplete reading, asks
     /// for it.
@@ -238,6 +244,8 @@ impl Engine {
             postponed: false,
             page_size: 0,
             total: None,
+            poll_total: 0,
+            ahead_of_polls: HashSet::new(),
             history: ReadingHistory::default(),
             rest_until: None,
             vain_in_a_row: 0,
@@ -431,6 +439,9 @@ impl Engine {
             for alert in &known {
                 other.note(alert.sighting.id);
             }
+        }
+        if *purpose != Purpose::Poll {
+            self.note_ahead_of_polls(page, delta);
         }
         // An alert that was found gone since the request was sent is not brought back by its
         // answer.
@@ -696,6 +707,12 @@ impl Engine {
             return Next::Done;
         }
         self.limits.pages.note_page(facts);
+        let before = std::mem::replace(&mut self.poll_total, facts.total);
+        if facts.page > 1 && facts.total < before {
+            // A new alert that has slipped onto the page before and the alert that has left cancel
+            // each other in the count.
+            self.limits.pages.note_slipped();
+        }
         if self.is_refused(facts.page) {
             // The server shows the page again, so a full read that was resting may begin.
             self.limits.pages.forget_refused();
@@ -709,7 +726,7 @@ impl Engine {
         if facts.page == 1 && facts.shown > 0 {
             self.remember_witness(page);
         }
-        let knew_nothing = self.tracker.is_empty();
+        let knew_nothing = self.tracker.is_empty() && !self.is_sound();
         let idle = matches!(self.background, Background::Idle);
         if facts.page == 1 && idle && (knew_nothing || self.postponed || self.is_due(now)) {
             // The poll's first page is also the first page of the full read.
@@ -719,7 +736,8 @@ impl Engine {
         } else {
             self.tracker.adopt(known, page);
         }
-        let news = !delta.opened.is_empty() || !delta.tail_unchanged;
+        let is_news_to_polls = self.meet_ahead_of_polls(page);
+        let news = !delta.opened.is_empty() || !delta.tail_unchanged || is_news_to_polls;
         let accounted = self.expected_total() == facts.total && delta.tail_unchanged;
         if let Some(next) = facts.next.filter(|page| !self.is_refused(*page))
             && news
@@ -756,6 +774,7 @@ impl Engine {
         self.tracker.adopt(known, page);
         self.remember_witness(page);
         self.background = Background::Idle;
+        self.ahead_of_polls.clear();
         // Seen alerts are counted once each: if a page shows an alert twice, another one is
         // missing.
         let sound = (self.tracker.seen_count() + facts.unreadable) as u64 >= facts.total;
@@ -788,6 +807,29 @@ impl Engine {
         let exists = |page: &u64| *page <= facts.pages();
         let trial = trial.filter(|_| !accounted).filter(exists);
         again.filter(exists).or(trial)
+    }
+
+    /// Notes which alerts an answer to the background has opened. The first reading opens all of
+    /// them; polls leave them to it.
+    fn note_ahead_of_polls(&mut self, page: &[Sighting<'_>], delta: &Delta) {
+        let most = self.options.max_poll_pages.saturating_mul(self.page_size);
+        if self.history.last.is_some() && (self.ahead_of_polls.len() as u64) < most {
+            let opened = delta.opened.iter().map(|place| page[*place].id);
+            let hashes = opened.map(|id| xxh3_64(id.as_bytes()));
+            self.ahead_of_polls.extend(hashes);
+        }
+    }
+
+    /// Whether a page of a poll shows alerts that the background has found before any poll. From now
+    /// on, a poll has seen these.
+    fn meet_ahead_of_polls(&mut self, page: &[Sighting<'_>]) -> bool {
+        let before = self.ahead_of_polls.len();
+        if before > 0 {
+            for sighting in page {
+                self.ahead_of_polls.remove(&xxh3_64(sighting.id.as_bytes()));
+            }
+        }
+        self.ahead_of_polls.len() < before
     }
 
     /// Notes whether a first page is hollow: it shows nothing although it counts alerts. Returns
@@ -834,6 +876,7 @@ impl Engine {
         let wanted = match facts.total.cmp(&self.expected_total()) {
             std::cmp::Ordering::Equal => {
                 self.surplus_in_a_row = 0;
+                self.ahead_of_polls.clear();
                 self.is_in_doubt()
             }
             std::cmp::Ordering::Less => true,

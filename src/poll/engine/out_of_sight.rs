@@ -28,7 +28,8 @@ pub(super) struct OutOfSight {
     refused: Option<Refused>,
     /// The places that polls wanted and did not get, so that new alerts there may be unknown.
     missed: Option<Missed>,
-    /// Whether such places are no longer tried, although nothing has read them since.
+    /// Whether there are places that polls do not try, although new alerts there may be unknown:
+    /// such places that were given up, or to which alerts have slipped between two pages.
     has_given_up: bool,
     /// Whether there are missed places that the full read under way may have read before they
     /// were missed.
@@ -160,6 +161,12 @@ impl OutOfSight {
             failures: earlier.map_or(0, |missed| missed.failures),
             not_before: earlier.and_then(|missed| missed.not_before),
         });
+    }
+
+    /// Notes that alerts may have slipped onto the pages that a poll had read before.
+    pub(super) fn note_slipped(&mut self) {
+        self.has_given_up = true;
+        self.missed_while_reading = true;
     }
 
     /// Whether a poll missed a page and nothing has read all that was on it since.

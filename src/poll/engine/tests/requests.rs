@@ -74,10 +74,70 @@ fn a_burst_into_an_empty_result_costs_a_request_a_page() {
     for _ in 0..19 {
         run.server.act(&Act::Open(50));
     }
+    poll_to_the_end(&mut run);
+    run.assert_agreement();
+    while run.background(false) {}
+    assert_eq!(run.requests, 10);
+}
+
+#[test]
+fn a_first_start_costs_a_request_a_page() {
+    let mut run = Run::new(false, 100, true);
+    for _ in 0..19 {
+        run.server.act(&Act::Open(50));
+    }
     run.poll(false);
     while run.background(false) {}
     assert_eq!(run.requests, 10);
     run.assert_agreement();
+}
+
+#[test]
+fn a_poll_reads_on_behind_new_alerts_that_the_background_has_found_before_it() {
+    let mut run = run_with(200, 100);
+    // A full read is under way when the burst comes, and reads its first page.
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    run.server.act(&Act::Close(150));
+    run.background(false);
+    run.server.clock += 3;
+    run.server.act(&Act::Open(250));
+    assert!(run.engine.wants(1), "the total fell");
+    run.background(false);
+    assert_eq!(run.logged_open.len(), 300);
+    run.now += Duration::from_secs(30);
+    run.requests = 0;
+    poll_to_the_end(&mut run);
+    let open = run.open_on_server();
+    assert!(open.is_subset(&run.logged_open));
+    assert_eq!(run.requests, 4);
+    // They are news only once.
+    run.requests = 0;
+    poll_to_the_end(&mut run);
+    assert_eq!(run.requests, 1);
+}
+
+#[test]
+fn an_alert_that_slips_onto_a_page_that_a_poll_has_read_is_found_by_a_full_read() {
+    let mut run = run_with(200, 100);
+    run.server.clock += 3;
+    run.server.act(&Act::Open(150));
+    run.poll(false);
+    // One of the new alerts on the first page leaves, so that one of those on the second page
+    // slips onto the first one. Known is the one that left, unknown the one that slipped.
+    let newest = run.server.result()[7].0;
+    run.server.alerts.get_mut(&newest).unwrap().open = false;
+    run.poll(false);
+    assert_eq!(run.poll_page, None);
+    assert_eq!(
+        run.engine.total(),
+        Some(run.engine.tracker().open_count() as u64)
+    );
+    assert_eq!(run.open_on_server().difference(&run.logged_open).count(), 1);
+    assert!(!run.engine.is_complete());
+    while run.background(false) {}
+    run.assert_agreement();
+    assert!(run.engine.is_complete());
 }
 
 #[test]
