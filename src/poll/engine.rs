@@ -739,9 +739,11 @@ impl Engine {
         let is_news_to_polls = self.meet_ahead_of_polls(page);
         let news = !delta.opened.is_empty() || !delta.tail_unchanged || is_news_to_polls;
         let accounted = self.expected_total() == facts.total && delta.tail_unchanged;
+        // If alerts have left, a full read follows in any case.
+        let enough = self.expected_total() >= facts.total && delta.tail_unchanged;
         if let Some(next) = facts.next.filter(|page| !self.is_refused(*page))
             && news
-            && !accounted
+            && !enough
             && !knew_nothing
         {
             if facts.page < self.options.max_poll_pages {

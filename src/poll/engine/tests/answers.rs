@@ -243,9 +243,9 @@ fn a_poll_that_is_cut_short_once_costs_no_full_read() {
         run.assert_agreement();
     }
     // If alerts have left, the whole result is read anyway.
-    run.server.act(&Act::CloseMany(7, 5));
+    run.server.act(&Act::CloseMany(7, 60));
     run.server.clock += 3;
-    run.server.act(&Act::Open(1));
+    run.server.act(&Act::Open(101));
     assert!(poll_cut_short(&mut run));
     assert_eq!(run.engine.task(), Some(Task::Page(1)));
 }
