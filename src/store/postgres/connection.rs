@@ -255,15 +255,24 @@ impl Pool {
             of_url: Reading::default(),
             used: Mutex::new(None),
         };
-        Self::of(CONNECTIONS - 1, Arc::new(source), lease)
+        // A client that is cut off in a transaction must not hold up the others for longer than
+        // its lease. READ COMMITTED is set, because a database may have a stricter isolation for
+        // its default. Then a statement that waits for a lock would fail once it has the lock.
+        let idle = (lease / 2).clamp(Duration::from_millis(500), PATIENCE);
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}",
+            idle.as_millis()
+        );
+        Self::of(CONNECTIONS - 1, Arc::new(source), begin.into())
     }
 
     /// Returns a pool of a single connection to the same database, beside those of this pool.
-    pub(super) fn of_one(&self, lease: Duration) -> Self {
-        Self::of(1, Arc::clone(&self.pool.manager().source), lease)
+    pub(super) fn of_one(&self) -> Self {
+        let source = &self.pool.manager().source;
+        Self::of(1, Arc::clone(source), Arc::clone(&self.begin))
     }
 
-    fn of(connections: usize, source: Arc<Source>, lease: Duration) -> Self {
+    fn of(connections: usize, source: Arc<Source>, begin: Arc<str>) -> Self {
         let timeouts = Timeouts {
             wait: Some(PATIENCE),
             create: Some(PATIENCE),
@@ -279,18 +288,10 @@ impl Pool {
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(timeouts)
             .build();
-        // A client that is cut off in a transaction must not hold up the others for longer than
-        // its lease. READ COMMITTED is set, because a database may have a stricter isolation for
-        // its default. Then a statement that waits for a lock would fail once it has the lock.
-        let idle = (lease / 2).clamp(Duration::from_millis(500), PATIENCE);
-        let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}",
-            idle.as_millis()
-        );
         Self {
             // Building fails only if timeouts are given without a runtime.
             pool: pool.expect("a runtime is given"),
-            begin: begin.into(),
+            begin,
             cancels: Arc::new(Semaphore::new(connections)),
         }
     }
@@ -634,10 +635,8 @@ impl Session {
 
     /// Runs statements without parameters.
     pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Failure> {
-        self.under_way = true;
-        let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
-        let done = timeout(self.patience, connection.client.batch_execute(sql)).await;
-        self.note_answer(done?)
+        self.ask(async |client| client.batch_execute(sql).await)
+            .await
     }
 
     /// Runs a statement outside a transaction, and repeats it while other transactions get in its
@@ -685,15 +684,9 @@ impl Session {
         sql: &'static str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
-        self.under_way = true;
         let statement = self.prepare(sql).await?;
-        let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
-        let rows = timeout(
-            self.patience,
-            connection.client.query(&statement, parameters),
-        );
-        let rows = rows.await;
-        self.note_answer(rows?)
+        self.ask(async |client| client.query(&statement, parameters).await)
+            .await
     }
 
     /// Runs a statement. Returns the first column of its rows.
@@ -716,25 +709,17 @@ impl Session {
         sql: &'static str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, Failure> {
-        self.under_way = true;
         let statement = self.prepare(sql).await?;
-        let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
-        let rows = timeout(
-            self.patience,
-            connection.client.execute(&statement, parameters),
-        );
-        let rows = rows.await;
-        self.note_answer(rows?)
+        self.ask(async |client| client.execute(&statement, parameters).await)
+            .await
     }
 
     async fn prepare(&mut self, sql: &'static str) -> Result<Statement, Failure> {
-        let connection = self.connection.as_mut().ok_or(Failure::Closed)?;
-        if let Some(statement) = connection.statements.get(sql) {
+        let known = self.connection.as_ref().map(|it| &it.statements);
+        if let Some(statement) = known.and_then(|known| known.get(sql)) {
             return Ok(statement.clone());
         }
-        let prepared = timeout(self.patience, connection.client.prepare(sql)).await;
-        let statement = self.note_answer(prepared?)?;
-        self.under_way = true;
+        let statement = self.ask(async |client| client.prepare(sql).await).await?;
         if let Some(connection) = &mut self.connection {
             connection.statements.insert(sql, statement.clone());
         }
@@ -749,19 +734,19 @@ impl Session {
         }
     }
 
-    /// Takes note of whether the connection can be used again after an answer.
-    fn note_answer<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, Failure> {
-        let failure = match done {
-            Ok(done) => {
-                self.under_way = false;
-                return Ok(done);
-            }
-            Err(error) => error,
-        };
+    /// Asks the server, within the time limit for an answer, and takes note of whether the
+    /// connection can be used again afterwards.
+    async fn ask<A>(
+        &mut self,
+        question: impl AsyncFnOnce(&Client) -> Result<A, tokio_postgres::Error>,
+    ) -> Result<A, Failure> {
+        self.under_way = true;
         let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
-        let failure = Failure::Sql(Told::of(failure, &connection.secrets));
-        self.under_way = !failure.leaves_connection_usable();
-        Err(failure)
+        let answer = timeout(self.patience, question(&connection.client)).await?;
+        let answer = answer.map_err(|error| Failure::Sql(Told::of(error, &connection.secrets)));
+        let failure = answer.as_ref().err();
+        self.under_way = failure.is_some_and(|it| !it.leaves_connection_usable());
+        answer
     }
 }
 

@@ -149,7 +149,7 @@ impl Shared {
         journal_limit: u64,
     ) -> Self {
         let pool = Pool::new(url, lease);
-        let keeper_pool = pool.of_one(lease);
+        let keeper_pool = pool.of_one();
         // Because places start at the current time, they grow from one process to the next.
         let journal = Journal::new(journal_limit, clock::now().as_microsecond());
         Self {
