@@ -381,7 +381,7 @@ impl Postgres {
             }
             committing => committing,
         }?;
-        let is_to_journal = committing.is_to_journal();
+        let events = committing.events;
         let done = self
             .shared
             .bounded(self.commit_patiently(&committing, &commit, now));
@@ -398,7 +398,7 @@ impl Postgres {
         };
         let (end, lost) = committing.finish(|state| {
             let lost = match &outcome {
-                Outcome::Done(end) if is_to_journal => {
+                Outcome::Done(end) if events > 0 => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
                     // If this loses the search, `change_leases` tells all searches below.
                     let follows = state.committed(held, *end, count);
@@ -410,7 +410,7 @@ impl Postgres {
                 Outcome::Done(_) | Outcome::NotDone(_) => false,
                 Outcome::LeaseLost => true,
                 Outcome::Unknown(_) => {
-                    if is_to_journal {
+                    if events > 0 {
                         state.lose_in_doubt(held, i64::MAX);
                     }
                     true
@@ -431,9 +431,14 @@ impl Postgres {
         }
     }
 
-    /// Reserves room in the journal for a commit's events.
+    /// Reserves room in the journal for a commit's events, if events are kept at all.
     fn reserve(&self, held: Held, events: u64) -> Result<Committing<'_>, Error> {
         self.shared.change_journals(|state| {
+            let events = if state.journal.keeps_events() {
+                events
+            } else {
+                0
+            };
             if !state.is_held(held) {
                 return Err(Error::LeaseLost);
             }
@@ -447,7 +452,6 @@ impl Postgres {
                 shared: &self.shared,
                 held,
                 events,
-                kept: state.journal.keeps_events(),
                 is_sent: AtomicBool::new(false),
                 is_finished: false,
             })
@@ -579,8 +583,7 @@ impl Postgres {
     ) -> Result<Option<i64>, Failure> {
         let me = self.shared.number()?;
         let held = committing.held;
-        let events: &[_] = if committing.kept { &commit.events } else { &[] };
-        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let count = i64::try_from(committing.events).unwrap_or(i64::MAX);
         let limit = self.shared.commit_limit();
         session.begin_with_row(held.row, wait, limit).await?;
         let end = alerts::advance(session, held, me, count, commit.primed).await?;
@@ -590,7 +593,7 @@ impl Postgres {
         };
         alerts::write(session, held.row, commit, now).await?;
         if count > 0 {
-            alerts::append(session, held.row, end, events).await?;
+            alerts::append(session, held.row, end, &commit.events).await?;
         }
         committing.set_sent(true);
         let done = session.commit().await;

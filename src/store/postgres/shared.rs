@@ -124,9 +124,8 @@ pub(in crate::store) struct Loan {
 pub(super) struct Committing<'a> {
     pub(super) shared: &'a Shared,
     pub(super) held: Held,
+    /// Number of events to be journalled.
     pub(super) events: u64,
-    /// Whether events are kept in the journal at all.
-    pub(super) kept: bool,
     /// Whether a COMMIT was sent that may have been done. As long as none was, the commit has
     /// certainly done nothing.
     pub(super) is_sent: AtomicBool,
@@ -357,11 +356,6 @@ impl Drop for Loan {
 // === impl Committing ===
 
 impl Committing<'_> {
-    /// Whether the commit has events to be journalled.
-    pub(super) fn is_to_journal(&self) -> bool {
-        self.kept && self.events > 0
-    }
-
     pub(super) fn set_sent(&self, is_sent: bool) {
         self.is_sent.store(is_sent, Ordering::Relaxed);
     }
@@ -389,7 +383,7 @@ impl Drop for Committing<'_> {
             // row locked, so the search is given up as well.
             self.shared.change_leases(|state| {
                 state.journal.unreserve(self.events);
-                if self.is_to_journal() && self.is_sent() {
+                if self.events > 0 && self.is_sent() {
                     state.lose_in_doubt(self.held, i64::MAX);
                 } else {
                     state.lose(self.held);

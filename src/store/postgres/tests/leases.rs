@@ -932,7 +932,6 @@ async fn a_commit_that_nobody_waits_for_any_more_keeps_no_room_in_the_journal() 
         shared: shared(&store),
         held,
         events: 2,
-        kept: true,
         is_sent: true.into(),
         is_finished: false,
     });
