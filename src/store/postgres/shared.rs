@@ -102,9 +102,6 @@ pub(super) struct Shared {
     pub(super) saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
     /// Why a loop of the store has ended, after it panicked.
     pub(super) panicked: watch::Sender<Option<Error>>,
-    /// Makes the keeper panic in its next round.
-    #[cfg(test)]
-    pub(super) panics: AtomicBool,
     /// The loops; `None` once the store was closed.
     pub(super) loops: Mutex<Option<[JoinHandle<()>; 3]>>,
 }
@@ -170,8 +167,6 @@ impl Shared {
             naming: tokio::sync::Mutex::default(),
             saving: Mutex::default(),
             panicked: watch::Sender::new(None),
-            #[cfg(test)]
-            panics: AtomicBool::new(false),
             loops: Mutex::default(),
         }
     }
