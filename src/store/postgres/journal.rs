@@ -43,7 +43,7 @@ pub(super) struct Waiting {
 }
 
 /// What this process knows of the journals.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Journal {
     /// Maximum number of events that may wait for a sink.
     limit: u64,
@@ -130,10 +130,7 @@ impl Journal {
         Self {
             limit,
             end: start,
-            reserved: 0,
-            dropped: 0,
-            ends: HashMap::new(),
-            sinks: BTreeMap::new(),
+            ..Self::default()
         }
     }
 

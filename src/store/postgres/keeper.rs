@@ -497,10 +497,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         shared.change_leases(State::want_none);
         return Ok(());
     }
-    let mut survey = Survey {
-        replicas: peers(session).await?,
-        ..Survey::default()
-    };
+    let replicas = peers(session).await?;
     let told = session
         .query(
             "SELECT id, owner, lease_until > clock_timestamp(),
@@ -525,7 +522,10 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         let free = state.resolve_unclear(&unclear, owners);
         let elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
         state.see_elsewhere(elsewhere);
-        state.survey(&mut survey, owners);
+        let survey = Survey {
+            replicas,
+            searches: state.survey(owners),
+        };
         let decision = shares::decide(&survey, me, shared.lease * 2);
         state.granted = state.keys_of(|row| decision.take.contains(&row));
         let others = survey.replicas.iter().filter(|peer| peer.number != me);

@@ -16,7 +16,7 @@ use tokio_postgres::Row;
 use super::{
     connection::Failure,
     journal::{Journal, Position, Unsaved},
-    shares::{Holder, Search, Survey},
+    shares::{Holder, Search},
 };
 use crate::{
     clock,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What this replica knows of itself, of its searches and of their journals.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct State {
     /// The replica's number, once it is registered.
     pub(super) replica: Option<i64>,
@@ -93,28 +93,8 @@ struct Hold {
 impl State {
     pub(super) fn new(journal: Journal) -> Self {
         Self {
-            replica: None,
-            share: 0,
-            replicas: 0,
-            sinks: None,
-            left_sinks: BTreeMap::new(),
-            is_alone: false,
-            waits_for_others: BTreeMap::new(),
-            keys: None,
-            wish: 0,
-            fulfilled: 0,
-            wanted: HashMap::new(),
-            wanted_since: None,
-            granted: HashSet::new(),
-            elsewhere: HashSet::new(),
-            taking: HashSet::new(),
-            locked: HashSet::new(),
-            look_at: None,
-            unclaimed: HashSet::new(),
-            others: Vec::new(),
-            holds: HashMap::new(),
-            unreported_late: 0,
             journal,
+            ..Self::default()
         }
     }
 
@@ -180,14 +160,14 @@ impl State {
     /// Takes note of a lease on a search that is only delivered. Returns whether the lease counts:
     /// it does not if the search was taken up to be polled since.
     pub(super) fn hold_left_over(&mut self, held: Held, until: Duration) -> bool {
-        let counts = self.epoch(held.row).is_none_or(|epoch| epoch < held.epoch);
-        if counts {
-            self.hold(held, until);
+        if self.epoch(held.row) >= Some(held.epoch) {
+            return false;
         }
-        if counts && let Some(hold) = self.holds.get_mut(&held.row) {
+        self.hold(held, until);
+        if let Some(hold) = self.holds.get_mut(&held.row) {
             hold.left_over = true;
         }
-        counts
+        true
     }
 
     /// Returns the leases on searches that are only delivered.
@@ -449,11 +429,11 @@ impl State {
         self.unclaimed.extend(given);
     }
 
-    /// Adds the searches of `owners`, by row, to a survey, with their holders. A search that is
-    /// being taken up takes room, although the attempt may fail. If the server says that this
-    /// replica holds a search and the replica does not, for instance because the answer to a
-    /// commit was lost, the search is free for it.
-    pub(super) fn survey(&self, survey: &mut Survey, owners: &HashMap<i64, Holder>) {
+    /// Returns the searches that the replica would poll, with the holders that the server names in
+    /// `owners`, by row. A search that is being taken up takes room, although the attempt may fail.
+    /// If the server says that this replica holds a search and the replica does not, for instance
+    /// because the answer to a commit was lost, the search is free for it.
+    pub(super) fn survey(&self, owners: &HashMap<i64, Holder>) -> Vec<Search> {
         let holder = |key: &SearchKey, row: i64| {
             let told = *owners.get(&row)?;
             Some(match told {
@@ -466,7 +446,7 @@ impl State {
             let holder = holder(key, row)?;
             Some(Search { row, holder })
         });
-        survey.searches.extend(searches);
+        searches.collect()
     }
 
     /// Takes note of who holds the lost searches that the server was asked about as `unclear`
@@ -627,10 +607,9 @@ mod tests {
         state.wanted = HashMap::from([(key("1"), 1), (key("2"), 2), (key("3"), 3)]);
         state.hold(held(1, 5), Duration::MAX);
         state.taking.insert(key("2"));
-        let mut survey = Survey::default();
-        state.survey(&mut survey, &(1..=3).map(|row| (row, Holder::Me)).collect());
-        survey.searches.sort_unstable_by_key(|search| search.row);
-        let holders: Vec<_> = survey.searches.iter().map(|it| it.holder).collect();
+        let mut searches = state.survey(&(1..=3).map(|row| (row, Holder::Me)).collect());
+        searches.sort_unstable_by_key(|search| search.row);
+        let holders: Vec<_> = searches.iter().map(|it| it.holder).collect();
         let free = Holder::Nobody(Duration::ZERO);
         assert_eq!(holders, [Holder::Me, Holder::Taking, free]);
     }

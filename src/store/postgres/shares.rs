@@ -10,7 +10,7 @@
 use std::{collections::HashSet, time::Duration};
 
 /// What the server shows of the replicas and the searches.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Survey {
     /// The replicas that are alive, in the order of their numbers, this one among them.
     pub(super) replicas: Vec<Peer>,
