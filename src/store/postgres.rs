@@ -189,11 +189,8 @@ impl Postgres {
 
     async fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
         let mut changed = self.shared.changed.subscribe();
-        while !self.shared.look(&is_so) {
-            if changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        // This fails only without the sender, which is in `shared`.
+        changed.wait_for(|()| self.shared.look(&is_so)).await.ok();
     }
 
     pub(super) async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
@@ -434,14 +431,14 @@ impl Postgres {
     /// Reserves room in the journal for a commit's events, if events are kept at all.
     fn reserve(&self, held: Held, events: u64) -> Result<Committing<'_>, Error> {
         self.shared.change_journals(|state| {
+            if !state.is_held(held) {
+                return Err(Error::LeaseLost);
+            }
             let events = if state.journal.keeps_events() {
                 events
             } else {
                 0
             };
-            if !state.is_held(held) {
-                return Err(Error::LeaseLost);
-            }
             if events > 0 && !state.journal.reserve(events) {
                 return Err(Error::JournalFull {
                     limit: state.journal.limit(),
@@ -967,13 +964,9 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
 
 async fn wait_while(shared: &Shared, condition: impl Fn(&State) -> bool) {
     let mut worked = shared.worked.subscribe();
-    let deadline = Instant::now() + HAND_OVER.min(shared.lease);
-    while shared.look(&condition) {
-        match timeout_at(deadline, worked.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => return,
-        }
-    }
+    let over = worked.wait_for(|()| !shared.look(&condition));
+    // The caller looks itself at what is left, so it does not matter whether time is over.
+    timeout(HAND_OVER.min(shared.lease), over).await.ok();
 }
 
 /// Notes a failure of something that is not needed now, because it is tried again.
