@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
@@ -344,27 +344,31 @@ macro_rules! name_and_left_for {
 }
 
 /// Reads the second of [`name_and_left_for`].
-fn left_for(row: &tokio_postgres::Row) -> Result<Duration, Failure> {
+fn left_for(row: &Row) -> Result<Duration, Failure> {
     Ok(Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default())
 }
 
-/// Gives up a sink that left `left_for` ago. The statement `delete` checks once more whether the
-/// sink may be given up. If so, reports how many events are lost: no fewer than were reported when
-/// the sink left, because events of a time that was yet to come are no longer counted once it has
-/// come.
+/// Gives up sinks, of which `left` has [`name_and_left_for`]. The statement `delete`, whose
+/// parameters are this replica, a sink's name and `more`, checks once more whether the sink may be
+/// given up. If so, reports how many events are lost: no fewer than were reported when the sink
+/// left, because events of a time that was yet to come are no longer counted once it has come.
 async fn give_up(
     shared: &Shared,
     session: &mut Session,
-    (sink, left_for): (&str, Duration),
+    left: &[Row],
     delete: &'static str,
-    parameters: &[&(dyn ToSql + Sync)],
+    more: &[&(dyn ToSql + Sync)],
     reason: Reason,
 ) -> Result<(), Failure> {
-    let events = left_waiting(session, sink, left_for).await?;
-    let told = shared.look(|state| state.left_sinks.get(sink).copied());
-    let events = events.or_more(told);
-    if session.execute(delete, parameters).await? > 0 {
-        tell_given_up(sink, events, reason);
+    let me = shared.number()?;
+    for row in left {
+        let sink: String = row.try_get(0)?;
+        let events = left_waiting(session, &sink, left_for(row)?).await?;
+        let told = shared.look(|state| state.left_sinks.get(&sink).copied());
+        let parameters = [&[&me as &(dyn ToSql + Sync), &sink], more].concat();
+        if session.execute(delete, &parameters).await? > 0 {
+            tell_given_up(&sink, events.or_more(told), reason);
+        }
     }
     Ok(())
 }
@@ -432,27 +436,21 @@ pub(super) fn tell_of_others(shared: &Shared) {
 
 /// Gives up the sinks that no replica has named for too long.
 pub(super) async fn give_up_over(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
-    let me = shared.number()?;
     let kept_for = KEPT_FOR.as_secs_f64();
     let due = concat!(
         "SELECT ",
         name_and_left_for!(),
         " FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'"
     );
-    for row in session.query(due, &[&kept_for]).await? {
-        let (sink, left_for): (String, _) = (row.try_get(0)?, left_for(&row)?);
-        let sql = concat!(
-            "DELETE FROM sink WHERE name = $2
-                AND unnamed_since < clock_timestamp() - $3 * interval '1 second' AND NOT ",
-            is_named!(),
-            " AND ",
-            is_alive!()
-        );
-        let parameters: [&(dyn ToSql + Sync); 3] = [&me, &sink, &kept_for];
-        let sink = (&*sink, left_for);
-        give_up(shared, session, sink, sql, &parameters, Reason::Time).await?;
-    }
-    Ok(())
+    let due = session.query(due, &[&kept_for]).await?;
+    let delete = concat!(
+        "DELETE FROM sink WHERE name = $2
+            AND unnamed_since < clock_timestamp() - $3 * interval '1 second' AND NOT ",
+        is_named!(),
+        " AND ",
+        is_alive!()
+    );
+    give_up(shared, session, &due, delete, &[&kept_for], Reason::Time).await
 }
 
 /// Gives up some sinks that no replica names, at once, if this replica is alone. If it is not,
@@ -462,26 +460,21 @@ pub(super) async fn give_up_for_room(
     session: &mut Session,
     sinks: &[String],
 ) -> Result<(), Failure> {
-    let me = shared.number()?;
     let left = concat!(
         "SELECT ",
         name_and_left_for!(),
         " FROM sink WHERE name = ANY($1) AND unnamed_since IS NOT NULL"
     );
-    for row in session.query(left, &[&sinks]).await? {
-        let (sink, left_for): (String, _) = (row.try_get(0)?, left_for(&row)?);
-        let sql = concat!(
-            "DELETE FROM sink WHERE name = $2 AND NOT ",
-            is_named!(),
-            " AND ",
-            is_alive!(),
-            " AND ",
-            is_alone!()
-        );
-        let parameters: [&(dyn ToSql + Sync); 2] = [&me, &sink];
-        let sink = (&*sink, left_for);
-        give_up(shared, session, sink, sql, &parameters, Reason::Room).await?;
-    }
+    let left = session.query(left, &[&sinks]).await?;
+    let delete = concat!(
+        "DELETE FROM sink WHERE name = $2 AND NOT ",
+        is_named!(),
+        " AND ",
+        is_alive!(),
+        " AND ",
+        is_alone!()
+    );
+    give_up(shared, session, &left, delete, &[], Reason::Room).await?;
     // The commit of another search may have given the sinks up already, so the sinks are looked up
     // in any case.
     hear_of_sinks(shared, session).await
@@ -548,7 +541,7 @@ async fn positions(
             &[&sinks, &rows],
         )
         .await?;
-    let position = |row: &tokio_postgres::Row| {
+    let position = |row: &Row| {
         Ok(Position {
             sink: row.try_get(0)?,
             row: row.try_get(1)?,
@@ -713,7 +706,7 @@ async fn read_by(
     let found = session
         .query(statement, &[&rows, &firsts, &lasts, &places, &max_bytes])
         .await?;
-    let event = |row: &tokio_postgres::Row| {
+    let event = |row: &Row| {
         Ok(Pending {
             position: row.try_get(0)?,
             event: JournalEvent {
@@ -741,7 +734,7 @@ pub(super) async fn journalled_at(
             &[&searches, &positions],
         )
         .await?;
-    let dated = |row: &tokio_postgres::Row| {
+    let dated = |row: &Row| {
         let event = (row.try_get(0)?, row.try_get(1)?);
         Ok((event, row.try_get::<_, Time>(2)?.0))
     };
