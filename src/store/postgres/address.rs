@@ -172,17 +172,14 @@ impl Address {
                     let path = path.map_err(|_| AddressError::Unreadable)?;
                     roots = Some(path);
                 }
-                "host" | "hostaddr" | "port" => places.push(pair),
-                // The driver supports channel binding, but our TLS does not.
-                "channel_binding" if value == "require" => {
-                    return Err(AddressError::Unsupported("channel_binding=require"));
+                _ => {
+                    check_parameter(pair, query)?;
+                    match name {
+                        "host" | "hostaddr" | "port" => places.push(pair),
+                        _ => others.push(pair),
+                    }
                 }
-                _ => match UNSUPPORTED.iter().find(|unsupported| **unsupported == name) {
-                    Some(unsupported) => return Err(AddressError::Unsupported(unsupported)),
-                    None => others.push(pair),
-                },
             }
-            check_parameter(name, pair, query)?;
         }
         // If the query has an `@`, the query may be part of a password, and so may what looks like
         // a port.
@@ -260,9 +257,14 @@ fn split(url: &str) -> Result<(&str, &str), AddressError> {
 }
 
 /// Checks whether the driver accepts a parameter, one of the `query`.
-fn check_parameter(name: &str, pair: &str, query: &str) -> Result<(), AddressError> {
-    if ["sslmode", "sslrootcert"].contains(&name) {
-        return Ok(());
+fn check_parameter(pair: &str, query: &str) -> Result<(), AddressError> {
+    // The driver supports channel binding, but our TLS does not.
+    if pair == "channel_binding=require" {
+        return Err(AddressError::Unsupported("channel_binding=require"));
+    }
+    let (name, _) = pair.split_once('=').unwrap_or((pair, ""));
+    if let Some(unsupported) = UNSUPPORTED.iter().find(|it| **it == name) {
+        return Err(AddressError::Unsupported(unsupported));
     }
     if let Some(known) = KNOWN.iter().find(|known| **known == name) {
         let pair = pair.replace('@', "%40");
