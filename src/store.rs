@@ -683,14 +683,11 @@ impl Error {
     /// Whether opening the store may succeed later with the same options.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        self.of_server().is_some_and(postgres::Failure::is_passing)
-    }
-
-    fn of_server(&self) -> Option<&postgres::Failure> {
-        match self {
-            Self::Backend(error) => error.downcast_ref(),
-            _ => None,
-        }
+        let Self::Backend(error) = self else {
+            return false;
+        };
+        let of_server = error.downcast_ref::<postgres::Failure>();
+        of_server.is_some_and(postgres::Failure::is_passing)
     }
 
     fn unknown(sink: &str) -> Self {
