@@ -88,6 +88,12 @@ fn a_search() -> SearchKey {
     key("acme", "client_1", "open")
 }
 
+/// Names a store's sinks, and takes up [`a_search`].
+async fn hold(store: &Store, sinks: &[&str]) -> Held {
+    store.set_sinks(names(sinks)).await.unwrap();
+    store.take_up(&a_search(), second(1)).await.unwrap().held
+}
+
 /// Locks the row of [`a_search`], as somebody would who works at the tables by hand.
 const LOCK: &str = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
 
@@ -122,6 +128,11 @@ async fn deliver(store: &Store, sink: &str, count: usize) {
     assert_eq!(batch.events.len(), count);
     let last = batch.events[count - 1].position;
     store.acknowledge(sink, last, None).await.unwrap();
+}
+
+/// Returns the events that a sink is given next.
+async fn waiting(store: &Store, sink: &str) -> Vec<u128> {
+    told(&store.pending(sink, 9, usize::MAX).await.unwrap())
 }
 
 fn told(batch: &Batch) -> Vec<u128> {

@@ -7,8 +7,7 @@ async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
     let url = server::shared().fresh();
     let lease = Duration::from_secs(1);
     let first = stalled(&url, lease).await;
-    first.set_sinks(names(&["s"])).await.unwrap();
-    let slept = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    let slept = hold(&first, &["s"]).await;
     first.commit(slept, events(1..3), second(2)).await.unwrap();
     let batch = first.pending("s", 9, usize::MAX).await.unwrap();
     assert!(batch.claim.holds());
@@ -32,8 +31,7 @@ async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
     // An acknowledgement of this delivery comes too late now.
     let last = batch.events.last().unwrap().position;
     first.acknowledge("s", last, None).await.unwrap();
-    let taken_over = other.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&taken_over), [1, 2, 3]);
+    assert_eq!(waiting(&other, "s").await, [1, 2, 3]);
     first.release(slept).await.unwrap();
     other
         .commit(loaded.held, events(5..6), second(3))
@@ -97,10 +95,8 @@ async fn the_next_holder_goes_on_where_the_last_one_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_that_is_given_back_is_delivered_first() {
-    let (options, ()) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let store = open(&server::shared().fresh(), "node", LEASE).await;
+    let held = hold(&store, &["s"]).await;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     let giving = tokio::spawn({
         let store = store.clone();
@@ -128,8 +124,7 @@ async fn what_waits_is_not_told_as_nothing_where_a_search_could_not_be_given_bac
     };
     let holding = async |url: &str| {
         let store = stalled(url, LEASE * 2).await;
-        store.set_sinks(names(&["s", "t"])).await.unwrap();
-        let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+        let held = hold(&store, &["s", "t"]).await;
         store.commit(held, events(1..3), second(2)).await.unwrap();
         deliver(&store, "t", 2).await;
         (store, held)
@@ -226,8 +221,7 @@ async fn what_waits_is_not_told_as_nothing_while_a_search_is_being_given_back() 
 async fn what_waits_for_another_sink_leaves_nothing_unclear_for_one_that_has_all() {
     let url = server::shared().fresh();
     let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s", "t"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s", "t"]).await;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     deliver(&store, "s", 2).await;
     shared(&store).change_leases(|state| state.lose_in_doubt(held, i64::MAX));
@@ -246,8 +240,7 @@ async fn a_commit_that_fails_before_it_is_sent_has_done_nothing_and_costs_no_lea
     let url = server::shared().fresh();
     let (proxy, by_proxy) = behind_proxy(&url).await;
     let store = stalled(&by_proxy, LEASE * 2).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     let fails = async |why: &str| {
         let failed = store.commit(held, events(1..3), second(2)).await;
         let said = text(&failed.unwrap_err());
@@ -277,8 +270,7 @@ async fn what_may_have_been_committed_is_not_told_as_nothing() {
     let url = server::shared().fresh();
     let (proxy, by_proxy) = behind_proxy(&url).await;
     let store = stalled(&by_proxy, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     // Without events nothing can wait.
     let commit = async |held, commit| {
         proxy.set(proxy::Weather::Unanswered {
@@ -349,8 +341,7 @@ async fn leases_are_renewed_though_all_other_connections_are_in_use() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
-    let (options, ()) = fresh();
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&server::shared().fresh(), "node", LEASE).await;
     let others = shared(&store).takes.acquire_many(4).await.unwrap();
     let search = a_search();
     let taking = store.take_up(&search, second(1));
@@ -430,16 +421,13 @@ async fn what_waits_is_not_told_as_nothing_while_the_database_is_out_of_reach() 
         assert!(matches!(pending, Err(Error::Unclear)), "{pending:?}");
         // A sink that has all events lacks nothing now either.
         assert_eq!(store.backlog("t").await.unwrap(), Backlog::default());
-        let nothing = store.pending("t", 9, usize::MAX).await.unwrap();
-        assert_eq!(told(&nothing), [0; 0]);
+        assert_eq!(waiting(&store, "t").await, [0; 0]);
     };
     outage().await;
     proxy.set(proxy::Weather::Fair);
     take_over(&store).await;
     assert_eq!(store.backlog("s").await.unwrap().events, 2);
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [1, 2]);
-    drop(batch);
+    assert_eq!(waiting(&store, "s").await, [1, 2]);
 
     outage().await;
     let other = open(&url, "other", LEASE).await;
@@ -543,9 +531,7 @@ async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
     assert_eq!(sql(&url, "SELECT count(mark) FROM mark"), "0");
     // Nor does it hold up the others' further events.
     store.commit(other, events(5..6), second(2)).await.unwrap();
-    let more = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&more), [5]);
-    drop(more);
+    assert_eq!(waiting(&store, "s").await, [5]);
     assert!(shared(&store).look(|state| state.is_held(locked)));
     // The search is not given back before its position is stored.
     let unlock = async {
@@ -656,8 +642,7 @@ async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
     let (committed, ()) = tokio::join!(commit(), unlock);
     committed.unwrap();
     // The refused commit has stored nothing, and nothing was stored twice.
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [1, 2]);
+    assert_eq!(waiting(&store, "s").await, [1, 2]);
 }
 
 /// Takes up so many searches, whose names begin with `name` and a blank.
@@ -672,8 +657,7 @@ async fn take_up_many(store: &Store, name: &str, count: usize) -> Vec<Held> {
 
 /// Returns a search that is held, and a connection that keeps a table locked.
 async fn held_and_table_locked(store: &Store, table: &str) -> (Held, Session) {
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(store, &["s"]).await;
     let mut lock = shared(store).pool.session().await.unwrap();
     let sql = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
     lock.batch(&sql).await.unwrap();
@@ -790,10 +774,7 @@ async fn where_the_table_of_the_searches_is_locked_it_is_not_their_rows_that_are
     assert!(said.contains(&whose), "{said}");
     lock.batch("ROLLBACK").await.unwrap();
     store.commit(held, events(1..3), second(3)).await.unwrap();
-    assert_eq!(
-        told(&store.pending("s", 9, usize::MAX).await.unwrap()),
-        [1, 2]
-    );
+    assert_eq!(waiting(&store, "s").await, [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,10 +15,8 @@ async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
     deliver(&old, "s", 2).await;
     old.close().await;
     take_over(&new).await;
-    let waiting = new.pending("t", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&waiting), [1, 2]);
-    let nothing = new.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&nothing), [0; 0]);
+    assert_eq!(waiting(&new, "t").await, [1, 2]);
+    assert_eq!(waiting(&new, "s").await, [0; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,8 +24,7 @@ async fn a_sink_that_another_replica_named_first_misses_nothing() {
     let url = server::shared().fresh();
     let old = open(&url, "old", LEASE).await;
     let new = open(&url, "new", LEASE).await;
-    old.set_sinks(names(&["s"])).await.unwrap();
-    let held = old.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&old, &["s"]).await;
     old.commit(held, events(1..2), second(2)).await.unwrap();
     new.set_sinks(names(&["s", "t"])).await.unwrap();
     old.commit(held, events(2..4), second(2)).await.unwrap();
@@ -51,10 +48,8 @@ async fn a_sink_that_another_replica_named_first_misses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_every_sink_has_is_removed_from_the_server() {
-    let (options, ()) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    store.set_sinks(names(&["s", "t"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let store = open(&server::shared().fresh(), "node", LEASE).await;
+    let held = hold(&store, &["s", "t"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
     for (sink, delivered, left) in [("s", 3, 3), ("t", 2, 1), ("t", 1, 0)] {
         deliver(&store, sink, delivered).await;
@@ -186,8 +181,7 @@ async fn of_a_sink_that_is_there_already_the_mark_in_memory_counts() {
 async fn a_sink_that_others_have_removed_is_named_again() {
     let url = server::shared().fresh();
     let store = open(&url, "node", Duration::from_secs(3)).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     sql(&url, "DELETE FROM sink");
     // Others may tell the replica of all sinks before it names its own again.
     let mut session = shared(&store).pool.session().await.unwrap();
@@ -251,10 +245,8 @@ async fn a_replica_that_died_is_forgotten_after_an_hour() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sinks_hear_of_it_when_what_waits_is_lost() {
-    let (options, ()) = fresh();
-    let store = Store::open(&options).await.unwrap();
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let store = open(&server::shared().fresh(), "node", LEASE).await;
+    let held = hold(&store, &["s"]).await;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     let mut journalled = store.journalled();
     journalled.mark_unchanged();
@@ -269,8 +261,7 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
     let url = server::shared().fresh();
     let (proxy, by_proxy) = behind_proxy(&url).await;
     let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
-    store.set_sinks(names(&["s", "t"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s", "t"]).await;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     for (changed, kept) in [(&["s"][..], "{s,t}"), (&["s", "t", "u"], "{s,t,u}")] {
         proxy.set(proxy::Weather::Unanswered {
@@ -302,8 +293,7 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
 async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_for_it() {
     let url = server::shared().fresh();
     let other = open(&url, "other", LEASE).await;
-    other.set_sinks(names(&["s", "extra"])).await.unwrap();
-    let held = other.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&other, &["s", "extra"]).await;
     other.commit(held, events(1..3), second(2)).await.unwrap();
     let (proxy, by_proxy) = behind_proxy(&url).await;
     let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
@@ -319,8 +309,7 @@ async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_
     // The next try comes before the sink is given up.
     store.set_sinks(names(&["s", "extra"])).await.unwrap();
     take_over(&store).await;
-    let waiting = store.pending("extra", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&waiting), [1, 2]);
+    assert_eq!(waiting(&store, "extra").await, [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,8 +330,7 @@ async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     first.release(held).await.unwrap();
     take_over(&other).await;
     for sink in ["s", "t"] {
-        let nothing = other.pending(sink, 9, usize::MAX).await.unwrap();
-        assert_eq!(told(&nothing), [0; 0], "{sink}");
+        assert_eq!(waiting(&other, sink).await, [0; 0], "{sink}");
     }
 }
 
@@ -350,8 +338,7 @@ async fn what_was_delivered_is_told_before_a_search_is_given_back() {
 async fn what_a_standby_that_lags_behind_does_not_show_is_not_skipped() {
     let url = server::shared().fresh_for("lagging");
     let store = open(&url, "node", LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     store.commit(held, events(1..6), second(2)).await.unwrap();
     // This is what a pooler does that sends all reads to a standby: a transaction that has locked
     // nothing sees only what the standby has by then.
@@ -369,11 +356,11 @@ async fn what_a_standby_that_lags_behind_does_not_show_is_not_skipped() {
     let pending = async || store.pending("s", 9, usize::MAX).await.unwrap();
     // Nothing is skipped, neither at the end nor in the midst.
     lag("1, 3, 5");
-    assert_eq!(told(&pending().await), [1]);
+    assert_eq!(waiting(&store, "s").await, [1]);
     lag("3, 5");
-    assert_eq!(told(&pending().await), [1, 2, 3, 4, 5]);
+    assert_eq!(waiting(&store, "s").await, [1, 2, 3, 4, 5]);
     lag("0");
-    assert_eq!(told(&pending().await), [1, 2, 3, 4, 5]);
+    assert_eq!(waiting(&store, "s").await, [1, 2, 3, 4, 5]);
 
     // Events that are gone from the primary as well are skipped.
     lag("1, 3, 4, 5");
@@ -389,7 +376,7 @@ async fn what_a_standby_that_lags_behind_does_not_show_is_not_skipped() {
     assert_eq!(told(&batch), [4, 5]);
     sql(&url, "DELETE FROM journal");
     drop(batch);
-    assert_eq!(told(&pending().await), [0; 0]);
+    assert_eq!(waiting(&store, "s").await, [0; 0]);
     assert_eq!(store.backlog("s").await.unwrap().events, 0);
     store.close().await;
 }
@@ -398,8 +385,7 @@ async fn what_a_standby_that_lags_behind_does_not_show_is_not_skipped() {
 async fn nothing_is_skipped_where_nobody_can_tell_that_it_is_gone() {
     let url = server::shared().fresh_for("reading");
     let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     sql(
         &url,
@@ -415,9 +401,7 @@ async fn nothing_is_skipped_where_nobody_can_tell_that_it_is_gone() {
         "GRANT ALL ON search TO reading;
          DROP VIEW journal; ALTER TABLE primary_journal RENAME TO journal",
     );
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [1, 2]);
-    drop(batch);
+    assert_eq!(waiting(&store, "s").await, [1, 2]);
 
     // Nothing is skipped either if another replica has the lease.
     sql(
@@ -439,8 +423,7 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     let (lines, _logging) = captured();
     let url = server::shared().fresh();
     let store = open(&url, "node", LEASE).await;
-    store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["stays", "leaves"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
     deliver(&store, "stays", 3).await;
     deliver(&store, "leaves", 1).await;
@@ -498,12 +481,9 @@ async fn a_sink_that_was_given_up_and_named_again_lacks_nothing_where_nobody_hea
         store.set_sinks(names(&["s", "extra"])).await.unwrap();
     }
     assert_eq!(store.backlog("extra").await.unwrap(), Backlog::default());
-    let nothing = store.pending("extra", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&nothing), [0; 0]);
-    drop(nothing);
+    assert_eq!(waiting(&store, "extra").await, [0; 0]);
     store.commit(held, events(3..4), second(3)).await.unwrap();
-    let batch = store.pending("extra", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [3]);
+    assert_eq!(waiting(&store, "extra").await, [3]);
     let lines = lines.lock().clone();
     let missing = lines.iter().filter(|line| line.contains("are missing"));
     assert_eq!(missing.count(), 0, "{lines:#?}");
@@ -522,8 +502,7 @@ async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
             AS $$ SELECT pg_catalog.clock_timestamp() - interval '2 minutes' $$",
     );
     let store = open(&format!("{url}%2Cpg_catalog"), "node", LEASE).await;
-    store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["stays", "leaves"]).await;
     let mut recent = events(1..4);
     for event in &mut recent.events {
         event.at = clock::now();
@@ -557,8 +536,7 @@ async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
     let dead = stalled(&url, LEASE).await;
     dead.set_sinks(names(&["s", "extra"])).await.unwrap();
     let store = open(&url, "node", LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     let all = events(1..1001);
     store.commit(held, all, second(2)).await.unwrap();
     deliver(&store, "s", 1000).await;
@@ -592,8 +570,7 @@ async fn what_waits_for_a_sink_that_only_another_replica_has_is_told() {
     let other = open(&url, "other", lease).await;
     other.set_sinks(names(&["s", "extra"])).await.unwrap();
     let store = open(&url, "node", lease).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
     deliver(&store, "s", 3).await;
     let is_told = || {
@@ -611,8 +588,7 @@ async fn what_waits_for_a_sink_that_only_another_replica_has_is_told() {
 async fn no_more_than_one_batch_is_given_while_its_acknowledgement_cannot_be_stored() {
     let url = server::shared().fresh();
     let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s", "other"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s", "other"]).await;
     store.commit(held, events(1..5), second(2)).await.unwrap();
     let next = async |sink| {
         let batch = store.pending(sink, 2, usize::MAX).await;
@@ -654,8 +630,7 @@ async fn a_stop_tells_what_was_delivered_once_the_database_is_well_again() {
 async fn a_sink_that_has_left_makes_no_room_as_long_as_another_replica_runs() {
     let url = server::shared().fresh();
     let (store, _other) = two_replicas(&url).await;
-    store.set_sinks(names(&["s", "extra"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s", "extra"]).await;
     store
         .commit(held, events(1..1001), second(2))
         .await
@@ -684,8 +659,7 @@ async fn whoever_watches_what_waits_hears_of_what_somebody_has_removed() {
     sql(&url, "DELETE FROM journal");
     let mut journalled = store.journalled();
     journalled.mark_unchanged();
-    let nothing = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&nothing), [0; 0]);
+    assert_eq!(waiting(&store, "s").await, [0; 0]);
     assert!(journalled.has_changed().unwrap());
     assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
 }
@@ -943,8 +917,7 @@ async fn what_a_replica_whose_clock_was_ahead_has_left_to_a_sink_is_told() {
     let (lines, _logging) = captured();
     let url = server::shared().fresh();
     let store = open(&url, "node", LEASE).await;
-    store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["stays", "leaves"]).await;
     let mut ahead = events(1..4);
     for event in &mut ahead.events {
         event.at = clock::now() + Duration::from_secs(300);

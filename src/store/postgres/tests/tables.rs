@@ -42,8 +42,7 @@ async fn whoever_comes_while_another_makes_the_tables_waits_for_them() {
 async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
     let url = server::shared().fresh();
     let store = open(&url, "node", Duration::from_secs(3)).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let forgotten = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let forgotten = hold(&store, &["s"]).await;
     store
         .commit(forgotten, events(1..3), second(2))
         .await
@@ -60,9 +59,7 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
     let refused = store.commit(forgotten, events(3..4), second(3)).await;
     assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
     store.commit(held, events(3..4), second(3)).await.unwrap();
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [1, 2, 3]);
-    drop(batch);
+    assert_eq!(waiting(&store, "s").await, [1, 2, 3]);
     store.close().await;
 }
 
@@ -305,8 +302,7 @@ async fn tables_of_an_earlier_version_that_were_restored_are_migrated_at_once() 
 async fn a_database_that_was_set_back_loses_no_event_that_follows() {
     let url = server::shared().fresh();
     let store = open(&url, "node", LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     store.commit(held, events(1..5), second(2)).await.unwrap();
     deliver(&store, "s", 4).await;
     // A standby takes over that lacks the last two events.
@@ -320,9 +316,7 @@ async fn a_database_that_was_set_back_loses_no_event_that_follows() {
     assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
     let held = store.take_up(&a_search(), second(5)).await.unwrap().held;
     store.commit(held, events(6..7), second(6)).await.unwrap();
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [3, 4, 5, 6]);
-    drop(batch);
+    assert_eq!(waiting(&store, "s").await, [3, 4, 5, 6]);
     deliver(&store, "s", 4).await;
     store.close().await;
     assert_eq!(sql(&url, "SELECT position FROM progress"), "6");
@@ -346,16 +340,14 @@ async fn after_a_restore_no_lease_is_taken_for_one_that_was_undone() {
     other.close().await;
     assert_ne!(held, undone);
     take_over(&store).await;
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [3, 4]);
+    assert_eq!(waiting(&store, "s").await, [3, 4]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journals_end_that_is_damaged_keeps_nothing_from_being_journalled() {
     let url = server::shared().fresh();
     let store = open(&url, "node", LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let held = hold(&store, &["s"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
     sql(&url, "UPDATE search SET journal_end = 1");
     store.commit(held, events(4..5), second(3)).await.unwrap();
@@ -366,8 +358,7 @@ async fn a_journals_end_that_is_damaged_keeps_nothing_from_being_journalled() {
     store.set_sinks(names(&["s"])).await.unwrap();
     let held = take_over(&store).await.held;
     store.commit(held, events(5..6), second(4)).await.unwrap();
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [1, 2, 3, 4, 5]);
+    assert_eq!(waiting(&store, "s").await, [1, 2, 3, 4, 5]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -398,8 +389,7 @@ async fn a_sink_whose_place_is_damaged_gets_what_is_in_the_journal() {
     let held = take_over(&other).await.held;
     other.commit(held, events(4..7), second(3)).await.unwrap();
     delivery::prune(shared(&other)).await.unwrap();
-    let batch = other.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&batch), [3, 4, 5, 6]);
+    assert_eq!(waiting(&other, "s").await, [3, 4, 5, 6]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -140,8 +140,7 @@ async fn a_search_that_comes_back_is_polled_at_once_by_whoever_delivers_it() {
     release(shared(&store), &held).await.unwrap();
     store.commit(polled, events(3..4), second(4)).await.unwrap();
     drop(batch);
-    let rest = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&rest), [2, 3]);
+    assert_eq!(waiting(&store, "s").await, [2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
