@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use crate::{
     cable::Cable,
     exporter::{Exporter, Members, Metrics, Place, Signal, eventually, opsramp_with},
-    opsramp,
+    holds, opsramp,
     postgres::{self, Cluster},
-    replica,
+    replica, schema_of, tenant, wait_until_ready,
 };
 
 fn all_is_well(metrics: &Metrics) -> bool {
@@ -60,12 +60,8 @@ async fn a_database_that_goes_away_pauses_polling_and_loses_nothing() {
     wait_for_lines(&place, 2).await;
 
     cluster.stop();
-    opsramp.open_many(&crate::tenant(0), 3).unwrap();
-    exporter
-        .wait_for("the lease has ended", |metrics| {
-            metrics.sum("opsramp_lease_held{") == 0.0
-        })
-        .await;
+    opsramp.open_many(&tenant(0), 3).unwrap();
+    exporter.wait_for("the lease has ended", holds(0)).await;
     let why = wait_until_not_ready(&exporter).await;
     assert!(why.contains("cannot connect to the database"), "{why}");
     assert_eq!(exporter.get("/-/healthy").await.0, 200);
@@ -74,10 +70,7 @@ async fn a_database_that_goes_away_pauses_polling_and_loses_nothing() {
     assert!(cluster.go_on());
     exporter.wait_for("it polls again", all_is_well).await;
     wait_for_lines(&place, 5).await;
-    eventually("it is ready", async || {
-        exporter.get("/-/ready").await.0 == 200
-    })
-    .await;
+    wait_until_ready(&exporter).await;
     exporter.stop().await;
 }
 
@@ -153,12 +146,8 @@ async fn a_server_that_only_reads_is_named_and_recovered_from() {
     // The server is like a standby, or like a database whose disk is full.
     cluster.sql("ALTER SYSTEM SET default_transaction_read_only = on");
     cluster.sql("SELECT pg_reload_conf()");
-    opsramp.open_many(&crate::tenant(0), 3).unwrap();
-    exporter
-        .wait_for("the lease has ended", |metrics| {
-            metrics.sum("opsramp_lease_held{") == 0.0
-        })
-        .await;
+    opsramp.open_many(&tenant(0), 3).unwrap();
+    exporter.wait_for("the lease has ended", holds(0)).await;
     let why = wait_until_not_ready(&exporter).await;
     assert!(why.contains("does not allow writes"), "{why}");
     cluster.sql("ALTER SYSTEM RESET default_transaction_read_only");
@@ -218,7 +207,7 @@ async fn a_server_without_a_connection_left_is_waited_for() {
     exporter.wait_for("it polls", all_is_well).await;
     cluster.sql("ALTER ROLE limited CONNECTION LIMIT 0");
     cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'limited'");
-    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    opsramp.open_many(&tenant(0), 3).unwrap();
     let why = wait_until_not_ready(&exporter).await;
     assert!(why.contains("too many connections"), "{why}");
     cluster.sql("ALTER ROLE limited CONNECTION LIMIT -1");
@@ -240,13 +229,11 @@ async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
         replica(&opsramp, 1, SEARCHES, &database),
     ];
     let (cut_off, other) = (places[0].start().await, places[1].start().await);
-    let holds =
-        |count: usize| move |metrics: &Metrics| metrics.sum("opsramp_lease_held{") == count as f64;
     for replica in [&cut_off, &other] {
         replica.wait_for("shares are even", holds(2)).await;
     }
     cable.cut();
-    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    opsramp.open_many(&tenant(0), 3).unwrap();
     other.wait_for("it has taken over", holds(SEARCHES)).await;
     // The replica may be waiting for the database at this moment, but shows none of the searches
     // all the same.
@@ -270,7 +257,7 @@ async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_is_followed_while_a_client_that_has_gone_cannot_be_given_back() {
-    let clients = [0, 1].map(crate::tenant);
+    let clients = [0, 1].map(tenant);
     let opsramp = opsramp_with(0, |options| {
         let client = |id: &String| TenantOptions {
             id: id.clone(),
@@ -289,11 +276,7 @@ async fn a_stop_is_followed_while_a_client_that_has_gone_cannot_be_given_back() 
     place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
     place.config["accounts"][0]["discover_clients"] = json!(true);
     let exporter = place.start().await;
-    exporter
-        .wait_for("both are held", |metrics| {
-            metrics.sum("opsramp_lease_held{") == 2.0
-        })
-        .await;
+    exporter.wait_for("both are held", holds(2)).await;
 
     opsramp
         .world(|world, now| world.set_activated(&clients[1], false, now))
@@ -340,24 +323,17 @@ async fn a_slow_database_is_put_up_with_and_one_that_is_too_slow_is_named() {
     exporter.wait_for("it polls", all_is_well).await;
     wait_for_lines(&place, 2).await;
     cable.slow_down(Duration::from_millis(50));
-    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    opsramp.open_many(&tenant(0), 3).unwrap();
     wait_for_lines(&place, 5).await;
-    eventually("it is ready", async || {
-        exporter.get("/-/ready").await.0 == 200
-    })
-    .await;
+    wait_until_ready(&exporter).await;
 
     cable.slow_down(Duration::from_secs(5));
     let why = wait_until_not_ready(&exporter).await;
     assert!(why.contains("has not answered in time"), "{why}");
     assert_eq!(exporter.get("/-/healthy").await.0, 200);
-    exporter
-        .wait_for("the lease has ended", |metrics| {
-            metrics.sum("opsramp_lease_held{") == 0.0
-        })
-        .await;
+    exporter.wait_for("the lease has ended", holds(0)).await;
     cable.mend();
-    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    opsramp.open_many(&tenant(0), 3).unwrap();
     wait_for_lines(&place, 8).await;
     exporter.wait_for("it polls again", all_is_well).await;
     exporter.stop().await;
@@ -379,12 +355,9 @@ async fn a_database_that_is_slow_from_the_start_is_started_with() {
         .wait_for("it polls", |metrics| metrics.sum("opsramp_up{") == 2.0)
         .await;
     wait_for_lines(&place, 4).await;
-    opsramp.open_many(&crate::tenant(0), 1).unwrap();
+    opsramp.open_many(&tenant(0), 1).unwrap();
     wait_for_lines(&place, 6).await;
-    eventually("it is ready", async || {
-        exporter.get("/-/ready").await.0 == 200
-    })
-    .await;
+    wait_until_ready(&exporter).await;
     exporter.stop().await;
 }
 
@@ -394,7 +367,7 @@ async fn whoever_is_stopped_during_its_start_takes_leave() {
     let opsramp = opsramp(1).await;
     let cable = Cable::to(cluster.port()).await;
     let database = cluster.fresh();
-    let (_, schema) = database.rsplit_once("%3D").unwrap();
+    let schema = schema_of(&database);
     let replicas = format!("SELECT count(*) FROM {schema}.replica");
     let place = replica(&opsramp, 1, 2, &cable.lead(&database, cluster.port()));
     place.start().await.stop().await;
@@ -423,7 +396,7 @@ async fn what_the_server_or_a_firewall_closes_is_opened_again() {
     let mut lines = 2;
     wait_for_lines(&place, lines).await;
     for _ in 0..5 {
-        opsramp.open_many(&crate::tenant(0), 1).unwrap();
+        opsramp.open_many(&tenant(0), 1).unwrap();
         lines += 1;
         wait_for_lines(&place, lines).await;
     }
@@ -448,7 +421,7 @@ async fn after_a_failover_the_server_that_can_be_written_to_is_used() {
     eventually("all is told", async || told(&places) == 2 * SEARCHES).await;
     primary.wait_for_standby();
     primary.stop();
-    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    opsramp.open_many(&tenant(0), 3).unwrap();
     for replica in &replicas {
         wait_until_not_ready(replica).await;
         assert_eq!(replica.get("/-/healthy").await.0, 200);
@@ -520,10 +493,7 @@ async fn a_start_whose_database_hangs_is_told_before_it_fails() {
     assert_eq!(exporter.get("/-/healthy").await.0, 200);
     cable.mend();
     exporter.wait_for("it polls", all_is_well).await;
-    eventually("it is ready", async || {
-        exporter.get("/-/ready").await.0 == 200
-    })
-    .await;
+    wait_until_ready(&exporter).await;
     exporter.stop().await;
 }
 
@@ -581,7 +551,7 @@ async fn what_is_delivered_and_cannot_be_removed_is_told() {
     let cluster = postgres::shared();
     let opsramp = opsramp(1).await;
     let url = cluster.fresh();
-    let (_, schema) = url.rsplit_once("%3D").unwrap();
+    let schema = schema_of(&url);
     let place = replica(&opsramp, 1, 1, &url);
     let exporter = place.start().await;
     exporter.wait_for("it polls", all_is_well).await;
@@ -592,7 +562,7 @@ async fn what_is_delivered_and_cannot_be_removed_is_told() {
              AS $$ BEGIN RAISE 'nothing is deleted here'; END $$;
          CREATE TRIGGER refuse BEFORE DELETE ON journal EXECUTE FUNCTION refuse()"
     ));
-    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    opsramp.open_many(&tenant(0), 3).unwrap();
     wait_for_lines(&place, 5).await;
     let told = exporter
         .stderr

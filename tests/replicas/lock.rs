@@ -1,6 +1,6 @@
 //! Locks in the database that replicas meet.
 
-use crate::{exporter::eventually, postgres};
+use crate::{exporter::eventually, postgres, schema_of};
 
 /// A lock that another client holds in the database.
 pub(crate) struct Lock {
@@ -13,7 +13,7 @@ pub(crate) struct Lock {
 impl Lock {
     /// Locks what the statement says, until it is [let go](Self::let_go).
     pub(crate) async fn take(url: &str, statement: &str) -> Self {
-        let (_, schema) = url.rsplit_once("%3D").unwrap();
+        let schema = schema_of(url);
         let sql = format!(
             "SET search_path = {schema}; BEGIN; {statement};
              DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_class

@@ -24,7 +24,7 @@ use std::time::Duration;
 use opsramp_exporter::simulator::{Simulator, TenantOptions};
 use serde_json::json;
 
-use crate::exporter::{Place, opsramp_with};
+use crate::exporter::{Exporter, Metrics, Place, eventually, opsramp_with};
 
 /// Long enough for a busy machine, short enough for a test.
 const LEASE: Duration = Duration::from_secs(3);
@@ -58,4 +58,21 @@ fn replica(opsramp: &Simulator, tenants: usize, searches: usize, database: &str)
     place.config["state"] =
         json!({"postgres": {"url": database, "lease": format!("{}s", LEASE.as_secs())}});
     place
+}
+
+/// Returns the schema in which the tables behind a URL are.
+fn schema_of(url: &str) -> &str {
+    url.rsplit_once("%3D").unwrap().1
+}
+
+/// Whether a replica shows that it holds so many searches.
+fn holds(count: usize) -> impl Fn(&Metrics) -> bool {
+    move |metrics| metrics.sum("opsramp_lease_held{") == count as f64
+}
+
+async fn wait_until_ready(replica: &Exporter) {
+    eventually("it is ready", async || {
+        replica.get("/-/ready").await.0 == 200
+    })
+    .await;
 }

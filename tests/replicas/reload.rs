@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use crate::{
     exporter::{Members, Metrics, Place, eventually, opsramp_with},
+    holds,
     lock::Lock,
-    opsramp, postgres, replica, tenant,
+    opsramp, postgres, replica, schema_of, tenant,
 };
 
 /// Waits until the files of that name have so many lines in all, each of another event.
@@ -27,10 +28,6 @@ async fn wait_for_lines(places: &[Place], file: &str, count: usize) {
     assert_eq!(ids.len(), count);
     ids.dedup();
     assert_eq!(ids.len(), count, "lines are doubled");
-}
-
-fn holds(count: usize) -> impl Fn(&Metrics) -> bool {
-    move |metrics| metrics.sum("opsramp_lease_held{") == count as f64
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,8 +165,7 @@ async fn what_a_search_has_journalled_is_delivered_when_it_has_left_the_configur
         std::fs::create_dir(place.path("late")).unwrap();
     }
     wait_for_lines(&places, "late/late.jsonl", 4).await;
-    let (_, schema) = database.rsplit_once("%3D").unwrap();
-    let left = format!("SELECT count(*) FROM {schema}.journal");
+    let left = format!("SELECT count(*) FROM {}.journal", schema_of(&database));
     eventually("nothing is left of it", async || {
         postgres::shared().sql(&left) == "0"
     })

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::{
     LEASE,
     exporter::{Exporter, Metrics, PATIENCE, Place, eventually, number},
-    opsramp, postgres, replica,
+    holds, opsramp, postgres, replica, schema_of, wait_until_ready,
 };
 
 const TENANTS: usize = 20;
@@ -71,7 +71,7 @@ async fn shares_are_even_whoever_comes_and_goes() {
     replicas.pop().unwrap().kill().await;
     wait_until_even(&replicas).await;
     let hand_overs = || {
-        let (_, schema) = database.rsplit_once("%3D").unwrap();
+        let schema = schema_of(&database);
         cluster.sql(&format!("SELECT sum(epoch) FROM {schema}.search"))
     };
 
@@ -85,10 +85,7 @@ async fn shares_are_even_whoever_comes_and_goes() {
             })
             .await;
         polled += replica.metrics().await.sum("opsramp_search_total_results{");
-        eventually("it is ready", async || {
-            replica.get("/-/ready").await.0 == 200
-        })
-        .await;
+        wait_until_ready(replica).await;
     }
     assert_eq!(polled, (TENANTS * SEARCHES * 2) as f64);
     eventually("nothing moves any more", async || {
@@ -108,19 +105,15 @@ async fn one_with_nothing_left_to_hold_is_ready_and_takes_over() {
     let database = postgres::shared().fresh();
     let places = [(); 2].map(|()| replica(&opsramp, 1, 1, &database));
     let first = places[0].start().await;
-    let holds = |metrics: &Metrics| metrics.sum("opsramp_lease_held{") == 1.0;
-    first.wait_for("the first holds it", holds).await;
+    first.wait_for("the first holds it", holds(1)).await;
     let second = places[1].start().await;
-    eventually("the second is ready", async || {
-        second.get("/-/ready").await.0 == 200
-    })
-    .await;
+    wait_until_ready(&second).await;
     let metrics = second.metrics().await;
     assert_eq!(metrics.with("opsramp_lease_held{").count(), 1);
     assert_eq!(metrics.sum("opsramp_lease_held{"), 0.0);
     assert_eq!(metrics.with("opsramp_up{").count(), 0);
     first.kill().await;
-    second.wait_for("the second holds it", holds).await;
+    second.wait_for("the second holds it", holds(1)).await;
     second.stop().await;
 }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::{
     exporter::{Exporter, Members, PATIENCE, Place, Signal, eventually, number, seed},
     lock::Lock,
-    opsramp, postgres, replica, tenant,
+    opsramp, postgres, replica, schema_of, tenant,
 };
 
 const REPLICAS: usize = 3;
@@ -199,7 +199,7 @@ async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_fil
     const TENANTS: usize = 12;
     let opsramp = opsramp(TENANTS).await;
     let database = postgres::shared().fresh();
-    let (_, schema) = database.rsplit_once("%3D").unwrap();
+    let schema = schema_of(&database);
     let mut place = replica(&opsramp, TENANTS, 1, &database);
     let exporter = place.start().await;
     // The address identifies the replica when it is started again.
