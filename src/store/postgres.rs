@@ -49,6 +49,7 @@ mod journal;
 mod keeper;
 mod leases;
 mod left_over;
+mod naming;
 mod schema;
 mod shared;
 mod shares;
@@ -483,7 +484,7 @@ impl Postgres {
             return false;
         }
         let give_up = async |session: &mut Session| {
-            delivery::give_up_for_room(&self.shared, session, &in_the_way).await
+            naming::give_up_for_room(&self.shared, session, &in_the_way).await
         };
         let given_up = self.ask(give_up).await;
         note_failure(&given_up, "the state database does not forget a sink yet");
@@ -633,18 +634,17 @@ impl Postgres {
         let turn = timeout(PATIENCE, self.shared.naming.lock()).await;
         let _turn = turn.map_err(|_| Failure::Timeout)?;
         let others = self
-            .ask(async |session| delivery::add_sinks(&self.shared, session, &names).await)
+            .ask(async |session| naming::add_sinks(&self.shared, session, &names).await)
             .await?;
         // The sinks are in force now. The keeper repeats whatever fails from here on.
         if others {
             let forget = async |session: &mut Session| {
-                delivery::forget_sinks(&self.shared, session, &names).await
+                naming::forget_sinks(&self.shared, session, &names).await
             };
             let forgotten = self.ask(forget).await;
             note_failure(&forgotten, "the state database does not forget a sink yet");
         }
-        let tell =
-            async |session: &mut Session| delivery::tell_unnamed(&self.shared, session).await;
+        let tell = async |session: &mut Session| naming::tell_unnamed(&self.shared, session).await;
         let told = self.ask(tell).await;
         note_failure(&told, "cannot look up what waits for sinks that have left");
         if others {

@@ -21,6 +21,7 @@ use super::{
     connection::{ALTOGETHER, Failure, PATIENCE, Pool, Session, Tries},
     delivery::{self, held_by},
     leases::{State, done_and_locked, rows_and_epochs},
+    naming,
     schema::{self, Standing},
     shares::{self, Holder, Peer, Survey},
 };
@@ -316,7 +317,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
             Err(failure) if failure.is_lock_timeout() => {
                 session.roll_back().await?;
-                return Err(delivery::why_locked(&mut session, failure).await?);
+                return Err(naming::why_locked(&mut session, failure).await?);
             }
             done => break done?,
         }
@@ -332,7 +333,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
 }
 
 /// Draws the number and says which sinks the replica has, which is necessary before they are
-/// [entered](delivery::enter_sinks). If the replica then fails to join, others take this number
+/// [entered](naming::enter_sinks). If the replica then fails to join, others take this number
 /// for a replica that died.
 async fn announce(
     shared: &Shared,
@@ -375,7 +376,7 @@ async fn try_join(
     // The sinks may have been forgotten together with the replica. They must be there before
     // anything is journalled for them.
     if let Some(sinks) = sinks {
-        delivery::enter_sinks(session, number, sinks).await?;
+        naming::enter_sinks(session, number, sinks).await?;
     }
     session.commit().await
 }
@@ -417,7 +418,7 @@ pub(super) async fn renew(shared: &Shared, patience: Duration) -> Result<(), Fai
     if !is_named {
         // The answer to a reload was lost, or others have removed a sink that only this replica
         // names, while they did not hear from it.
-        delivery::set_sinks_again(shared, &mut session).await?;
+        naming::set_sinks_again(shared, &mut session).await?;
     }
     Ok(())
 }
@@ -722,10 +723,10 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     if schema::number(&mut session).await? <= 0 {
         shared.note_missing_table();
     }
-    delivery::note_unnamed(&mut session, me).await?;
-    delivery::give_up_over(shared, &mut session).await?;
+    naming::note_unnamed(&mut session, me).await?;
+    naming::give_up_over(shared, &mut session).await?;
     // A replica that died has not said so, and its sinks may be in the way.
-    delivery::tell_unnamed(shared, &mut session).await?;
+    naming::tell_unnamed(shared, &mut session).await?;
     session
         .execute(
             "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'
@@ -733,8 +734,8 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
             &[&FORGET_REPLICAS_AFTER, &me],
         )
         .await?;
-    delivery::hear_of_sinks(shared, &mut session).await?;
-    delivery::tell_of_others(shared);
+    naming::hear_of_sinks(shared, &mut session).await?;
+    naming::tell_of_others(shared);
     Ok(())
 }
 

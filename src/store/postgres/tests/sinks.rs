@@ -185,7 +185,7 @@ async fn a_sink_that_others_have_removed_is_named_again() {
     sql(&url, "DELETE FROM sink");
     // Others may tell the replica of all sinks before it names its own again.
     let mut session = shared(&store).pool.session().await.unwrap();
-    delivery::hear_of_sinks(shared(&store), &mut session)
+    naming::hear_of_sinks(shared(&store), &mut session)
         .await
         .unwrap();
     drop(session);
@@ -709,12 +709,12 @@ async fn nothing_is_removed_before_a_sink_that_is_being_added_is_seen_to_lack_it
     let mut session = shared(&other).pool.session().await.unwrap();
     let number = shared(&other).number().unwrap();
     let sinks = names(&["s", "new"]);
-    delivery::announce(&mut session, number, &sinks)
+    naming::announce(&mut session, number, &sinks)
         .await
         .unwrap();
     journal(2..3).await;
     session.begin().await.unwrap();
-    delivery::enter_sinks(&mut session, number, &sinks)
+    naming::enter_sinks(&mut session, number, &sinks)
         .await
         .unwrap();
     journal(3..5).await;
@@ -734,9 +734,7 @@ async fn what_a_replica_that_died_would_have_entered_keeps_nothing_for_long() {
     let dead = shared(&other).number().unwrap();
     let mut session = shared(&other).pool.session().await.unwrap();
     let sinks = names(&["s", "new"]);
-    delivery::announce(&mut session, dead, &sinks)
-        .await
-        .unwrap();
+    naming::announce(&mut session, dead, &sinks).await.unwrap();
     for it in shared(&other).loops.lock().iter().flatten() {
         it.abort();
     }
@@ -760,7 +758,7 @@ async fn a_replica_that_leaves_while_it_enters_a_sink_is_as_one_that_died() {
         let leaving = shared(&other).number().unwrap();
         let mut session = shared(&other).pool.session().await.unwrap();
         let sinks = names(&["s", announced]);
-        delivery::announce(&mut session, leaving, &sinks)
+        naming::announce(&mut session, leaving, &sinks)
             .await
             .unwrap();
         keeper::leave(shared(&other)).await.unwrap();
@@ -813,7 +811,7 @@ async fn rows_that_are_locked_one_after_the_other_are_waited_for_no_longer_than_
     let both = names(&["s", "new"]);
     let began = Instant::now();
     let me = shared(&store).number().unwrap();
-    let entering = delivery::try_name_sinks(&mut session, me, &both, wait);
+    let entering = naming::try_name_sinks(&mut session, me, &both, wait);
     let (refused, ()) = tokio::join!(entering, unlock);
     let refused = refused.unwrap_err();
     assert!(refused.is_cancelled(), "{refused:?}");
@@ -823,7 +821,7 @@ async fn rows_that_are_locked_one_after_the_other_are_waited_for_no_longer_than_
         began.elapsed()
     );
     session.roll_back().await.unwrap();
-    let why = delivery::why_locked(&mut session, refused).await.unwrap();
+    let why = naming::why_locked(&mut session, refused).await.unwrap();
     assert!(chain(&why).contains("acme/client_1/open)"), "{why}");
     last.batch("ROLLBACK").await.unwrap();
 }
@@ -897,7 +895,7 @@ async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
     lock.batch(LOCK).await.unwrap();
     let mut session = shared(&store).pool.session().await.unwrap();
     let newer = names(&["s", "new", "newer"]);
-    let refused = delivery::forget_sinks(shared(&store), &mut session, &newer).await;
+    let refused = naming::forget_sinks(shared(&store), &mut session, &newer).await;
     let why = chain(&refused.unwrap_err());
     assert!(
         why.contains("of the table search, acme/client_1/open)"),
