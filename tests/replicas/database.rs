@@ -7,10 +7,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    cable::Cable,
     exporter::{Exporter, Members, Metrics, Place, Signal, eventually, opsramp_with},
     holds, opsramp,
     postgres::{self, Cluster},
+    proxy::{Proxy, Weather},
     replica, schema_of, tenant, wait_until_ready,
 };
 
@@ -39,6 +39,22 @@ async fn own_cluster() -> Cluster {
     tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
         .await
         .unwrap()
+}
+
+/// Starts a network before a server. Returns it, and this URL of the server by way of it.
+async fn behind_proxy(cluster: &Cluster, url: &str) -> (Proxy, String) {
+    let server = format!("127.0.0.1:{}", cluster.port());
+    let proxy = Proxy::start(server.parse().unwrap()).await;
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    (proxy, by_proxy)
+}
+
+/// The weather in which everything passes with this delay in each direction.
+fn slow(delay: Duration) -> Weather {
+    Weather::Slow {
+        delay,
+        bytes_per_second: f64::INFINITY,
+    }
 }
 
 /// Waits until the replica is not ready, and returns the reason that it gives.
@@ -221,18 +237,17 @@ async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
     const SEARCHES: usize = 4;
     let cluster = postgres::shared();
     let opsramp = opsramp(1).await;
-    let cable = Cable::to(cluster.port()).await;
     let database = cluster.fresh();
-    let by_cable = cable.lead(&database, cluster.port());
+    let (proxy, by_proxy) = behind_proxy(cluster, &database).await;
     let places = [
-        replica(&opsramp, 1, SEARCHES, &by_cable),
+        replica(&opsramp, 1, SEARCHES, &by_proxy),
         replica(&opsramp, 1, SEARCHES, &database),
     ];
     let (cut_off, other) = (places[0].start().await, places[1].start().await);
     for replica in [&cut_off, &other] {
         replica.wait_for("shares are even", holds(2)).await;
     }
-    cable.cut();
+    proxy.set(Weather::Silent);
     opsramp.open_many(&tenant(0), 3).unwrap();
     other.wait_for("it has taken over", holds(SEARCHES)).await;
     // The replica may be waiting for the database at this moment, but shows none of the searches
@@ -245,7 +260,7 @@ async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
         "{why}"
     );
     assert_eq!(cut_off.get("/-/healthy").await.0, 200);
-    cable.mend();
+    proxy.set(Weather::Fair);
     for replica in [&cut_off, &other] {
         replica.wait_for("shares are even again", holds(2)).await;
     }
@@ -268,9 +283,8 @@ async fn a_stop_is_followed_while_a_client_that_has_gone_cannot_be_given_back() 
     })
     .await;
     let cluster = postgres::shared();
-    let cable = Cable::to(cluster.port()).await;
-    let by_cable = cable.lead(&cluster.fresh(), cluster.port());
-    let mut place = replica(&opsramp, 1, 1, &by_cable);
+    let (proxy, database) = behind_proxy(cluster, &cluster.fresh()).await;
+    let mut place = replica(&opsramp, 1, 1, &database);
     // Far longer than the test takes: a replica that holds nothing has nothing to give back.
     place.config["state"]["postgres"]["lease"] = json!("60s");
     place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
@@ -288,7 +302,7 @@ async fn a_stop_is_followed_while_a_client_that_has_gone_cannot_be_given_back() 
     // The reload makes the exporter look up the clients again.
     place.config["accounts"][0]["timeout"] = json!("3s");
     exporter.reload(&place).await;
-    cable.cut();
+    proxy.set(Weather::Silent);
     exporter
         .stderr
         .line(|line| line.contains("looked up the clients") && line.contains("gone=1"))
@@ -312,27 +326,22 @@ async fn a_stop_is_followed_while_a_client_that_has_gone_cannot_be_given_back() 
 async fn a_slow_database_is_put_up_with_and_one_that_is_too_slow_is_named() {
     let cluster = postgres::shared();
     let opsramp = opsramp(1).await;
-    let cable = Cable::to(cluster.port()).await;
-    let place = replica(
-        &opsramp,
-        1,
-        1,
-        &cable.lead(&cluster.fresh(), cluster.port()),
-    );
+    let (proxy, database) = behind_proxy(cluster, &cluster.fresh()).await;
+    let place = replica(&opsramp, 1, 1, &database);
     let exporter = place.start().await;
     exporter.wait_for("it polls", all_is_well).await;
     wait_for_lines(&place, 2).await;
-    cable.slow_down(Duration::from_millis(50));
+    proxy.set(slow(Duration::from_millis(50)));
     opsramp.open_many(&tenant(0), 3).unwrap();
     wait_for_lines(&place, 5).await;
     wait_until_ready(&exporter).await;
 
-    cable.slow_down(Duration::from_secs(5));
+    proxy.set(slow(Duration::from_secs(5)));
     let why = wait_until_not_ready(&exporter).await;
     assert!(why.contains("has not answered in time"), "{why}");
     assert_eq!(exporter.get("/-/healthy").await.0, 200);
     exporter.wait_for("the lease has ended", holds(0)).await;
-    cable.mend();
+    proxy.set(Weather::Fair);
     opsramp.open_many(&tenant(0), 3).unwrap();
     wait_for_lines(&place, 8).await;
     exporter.wait_for("it polls again", all_is_well).await;
@@ -343,11 +352,10 @@ async fn a_slow_database_is_put_up_with_and_one_that_is_too_slow_is_named() {
 async fn a_database_that_is_slow_from_the_start_is_started_with() {
     let cluster = postgres::shared();
     let opsramp = opsramp(1).await;
-    let cable = Cable::to(cluster.port()).await;
+    let (proxy, database) = behind_proxy(cluster, &cluster.fresh()).await;
     // The delay of a single answer is a twentieth of the lease, but many answers together take
     // longer than half a lease.
-    cable.slow_down(Duration::from_millis(100));
-    let database = cable.lead(&cluster.fresh(), cluster.port());
+    proxy.set(slow(Duration::from_millis(100)));
     let mut place = replica(&opsramp, 1, 2, &database);
     place.config["state"]["postgres"]["lease"] = json!("4s");
     let exporter = place.start().await;
@@ -365,15 +373,13 @@ async fn a_database_that_is_slow_from_the_start_is_started_with() {
 async fn whoever_is_stopped_during_its_start_takes_leave() {
     let cluster = postgres::shared();
     let opsramp = opsramp(1).await;
-    let cable = Cable::to(cluster.port()).await;
-    let database = cluster.fresh();
-    let schema = schema_of(&database);
-    let replicas = format!("SELECT count(*) FROM {schema}.replica");
-    let place = replica(&opsramp, 1, 2, &cable.lead(&database, cluster.port()));
+    let (proxy, database) = behind_proxy(cluster, &cluster.fresh()).await;
+    let replicas = format!("SELECT count(*) FROM {}.replica", schema_of(&database));
+    let place = replica(&opsramp, 1, 2, &database);
     place.start().await.stop().await;
     assert_eq!(cluster.sql(&replicas), "0");
 
-    cable.slow_down(Duration::from_millis(50));
+    proxy.set(slow(Duration::from_millis(50)));
     let starting = place.spawn(place.command());
     // By then the replica has opened the store, but not yet learned what to do with it.
     let named = format!("{replicas} WHERE sinks <> '{{}}'");
@@ -476,9 +482,8 @@ async fn a_start_that_waits_for_the_database_tells_the_truth_and_does_what_it_is
 async fn a_start_whose_database_hangs_is_told_before_it_fails() {
     let cluster = postgres::shared();
     let opsramp = opsramp(1).await;
-    let cable = Cable::to(cluster.port()).await;
-    let database = cable.lead(&cluster.fresh(), cluster.port());
-    cable.cut();
+    let (proxy, database) = behind_proxy(cluster, &cluster.fresh()).await;
+    proxy.set(Weather::Silent);
     let place = replica(&opsramp, 1, 1, &database);
     let begun = Instant::now();
     let exporter = place.start().await;
@@ -491,7 +496,7 @@ async fn a_start_whose_database_hangs_is_told_before_it_fails() {
     assert_eq!(status, 503);
     assert!(why.contains("state store has not answered yet"), "{why}");
     assert_eq!(exporter.get("/-/healthy").await.0, 200);
-    cable.mend();
+    proxy.set(Weather::Fair);
     exporter.wait_for("it polls", all_is_well).await;
     wait_until_ready(&exporter).await;
     exporter.stop().await;
@@ -501,8 +506,7 @@ async fn a_start_whose_database_hangs_is_told_before_it_fails() {
 async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_hangs_can_be_ended() {
     let mut cluster = own_cluster().await;
     let opsramp = opsramp(1).await;
-    let cable = Cable::to(cluster.port()).await;
-    let database = cable.lead(&cluster.fresh(), cluster.port());
+    let (proxy, database) = behind_proxy(&cluster, &cluster.fresh()).await;
     let mut place = replica(&opsramp, 1, 1, &database);
     place.config["web"]["enable_lifecycle"] = json!(true);
     let exporter = place.start().await;
@@ -533,7 +537,7 @@ async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_han
 
     assert!(cluster.go_on());
     exporter.wait_for("it polls again", all_is_well).await;
-    cable.cut();
+    proxy.set(Weather::Silent);
     exporter.signal(Signal::HUP);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let told = Instant::now();

@@ -8,13 +8,14 @@
     reason = "a test that cannot go on stops"
 )]
 
-mod cable;
 mod database;
 #[path = "../support/exporter.rs"]
 mod exporter;
 mod lock;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod reload;
 mod shares;
 mod survive;

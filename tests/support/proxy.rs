@@ -165,7 +165,7 @@ async fn pass(
     way: Way,
     seen: &Seen,
 ) -> Result<(), End> {
-    let mut buffer = [0; 1024];
+    let mut buffer = vec![0; 16 << 10];
     let mut left = None;
     loop {
         let length = from.read(&mut buffer).await.map_err(|_| End::Reset)?;
