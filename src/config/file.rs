@@ -1,8 +1,8 @@
 //! The configuration file as it is written: every key is optional, and only types are checked.
 //!
 //! Editors show the doc comments of these types, and the reference is generated from them (see
-//! [`json_schema()`]), so they address the reader of the file. [`super::resolve`] checks what keys
-//! mean together.
+//! [`json_schema()`]), so they address the reader of the file. Types of single values have an empty
+//! description there, because their keys have one. [`super::resolve`] checks what keys mean together.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf};
 
@@ -379,13 +379,15 @@ pub(super) struct Web {
 }
 
 /// A secret, which is written out as `<secret>`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(inline, with = "String", description = "", extend("writeOnly" = true))]
 pub(super) struct SecretText(pub(super) Secret);
 
 /// A proxy's URL, which is written out with `<secret>` for its user and password.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(inline, with = "String", description = "", extend("format" = "uri"))]
 pub(super) struct ProxyText(pub(super) Secret);
 
 /// The JSON Schema (draft 2020-12) of the configuration file, for editors.
@@ -488,20 +490,6 @@ impl Serialize for SecretText {
     }
 }
 
-impl JsonSchema for SecretText {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Secret".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "writeOnly": true })
-    }
-}
-
 // === impl ProxyText ===
 
 impl Serialize for ProxyText {
@@ -513,19 +501,5 @@ impl Serialize for ProxyText {
             }
             None => serializer.serialize_str(url),
         }
-    }
-}
-
-impl JsonSchema for ProxyText {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Proxy".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "format": "uri" })
     }
 }

@@ -1,20 +1,28 @@
 //! Where the web server listens.
 
 use std::{
-    borrow::Cow,
     fmt,
     net::{IpAddr, Ipv6Addr},
     str::FromStr,
 };
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::problem::shown_value;
 
 /// An address to listen on: `:10836` (every address, IPv4 and IPv6), `127.0.0.1:10836`,
 /// `[::1]:10836` or `localhost:10836`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, JsonSchema)]
+#[schemars(
+    inline,
+    with = "String",
+    description = "",
+    extend(
+        "pattern" = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):[0-9]{1,5}$",
+        "examples" = [":10836", "127.0.0.1:10836", "[::1]:10836"],
+    )
+)]
 pub struct ListenAddress {
     /// A host name or an IP address, IPv6 without brackets; `None`: every address.
     pub host: Option<String>,
@@ -119,24 +127,6 @@ impl<'de> Deserialize<'de> for ListenAddress {
 impl Serialize for ListenAddress {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
-    }
-}
-
-impl JsonSchema for ListenAddress {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "ListenAddress".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):[0-9]{1,5}$",
-            "examples": [":10836", "127.0.0.1:10836", "[::1]:10836"],
-        })
     }
 }
 

@@ -1,19 +1,36 @@
 //! Durations and sizes as people write them.
 
-use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::problem::shown_value;
 
 /// A duration in the syntax of humantime: `30s`, `5m`, `1h 30m`. Months and years are refused,
 /// because `M` is usually meant as minutes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[schemars(
+    inline,
+    with = "String",
+    description = "",
+    extend("pattern" = DURATION, "examples" = ["30s", "1h 30m"])
+)]
 pub struct HumanDuration(pub Duration);
 
 /// A size in bytes: `64MiB` (powers of 1024), `64MB` (of 1000) or a plain number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[schemars(
+    inline,
+    with = "String",
+    description = "",
+    extend(
+        "type" = ["string", "integer"],
+        "minimum" = 0,
+        "pattern" = "^[0-9]+ *([KkMmGg][Ii]?[Bb]|[Bb])?$",
+        "examples" = ["64MiB", 4096],
+    )
+)]
 pub struct ByteSize(pub u64);
 
 /// A duration or a size that cannot be read; the message says how to write it.
@@ -105,24 +122,6 @@ impl Serialize for HumanDuration {
     }
 }
 
-impl JsonSchema for HumanDuration {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Duration".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "pattern": DURATION,
-            "examples": ["30s", "1h 30m"],
-        })
-    }
-}
-
 // === impl ByteSize ===
 
 impl FromStr for ByteSize {
@@ -174,25 +173,6 @@ impl<'de> Deserialize<'de> for ByteSize {
 impl Serialize for ByteSize {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
-    }
-}
-
-impl JsonSchema for ByteSize {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Size".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": ["string", "integer"],
-            "minimum": 0,
-            "pattern": "^[0-9]+ *([KkMmGg][Ii]?[Bb]|[Bb])?$",
-            "examples": ["64MiB", 4096],
-        })
     }
 }
 
