@@ -2,7 +2,8 @@
 //!
 //! Editors show the doc comments of these types, and the reference is generated from them (see
 //! [`json_schema()`]), so they address the reader of the file. Types of single values have an empty
-//! description there, because their keys have one. [`super::resolve`] checks what keys mean together.
+//! description there, because their keys have one. [`super::resolve`] checks what keys mean
+//! together.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf};
 
@@ -18,179 +19,254 @@ use super::{
 };
 use crate::secret::{REDACTED, Secret};
 
+/// Declares sections of the file, with the types of their values. Every key is optional, an unknown
+/// one is refused, and one without a value is not written.
+macro_rules! sections {
+    ($(
+        $(#[$about:meta])*
+        section $section:ident { $($(#[$about_key:meta])* $key:ident: $value:ty,)* }
+    )*) => {$(
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        $(#[$about])*
+        pub(super) struct $section {
+            $(
+                #[serde(skip_serializing_if = "Option::is_none")]
+                $(#[$about_key])*
+                pub(super) $key: Option<$value>,
+            )*
+        }
+    )*};
+}
+
+sections! {
 /// The configuration of opsramp-exporter. Flags win over variables of the environment, and those
 /// over this file.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 #[schemars(title = "opsramp-exporter configuration")]
-pub(super) struct File {
+section File {
     /// The OpsRamp accounts to ask. Without this key, the account is what the `--opsramp.*` flags
     /// and the `OPSRAMP_*` variables say.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) accounts: Option<Vec<Account>>,
+    accounts: Vec<Account>,
     /// The searches. Each runs for every tenant, or for those that it names. Default: one, named
     /// `open`, for `actions:OPEN`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) searches: Option<Vec<Search>>,
+    searches: Vec<Search>,
     /// The alert log: what is written about alerts, and where to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) log: Option<Log>,
+    log: Log,
     /// Where the exporter remembers which alerts it knows.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) state: Option<State>,
+    state: State,
     /// The web server: metrics, health, the status page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) web: Option<Web>,
+    web: Web,
 }
 
 /// One OpsRamp account: an API key, and the tenants it is used for.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Account {
+section Account {
     /// Its name, label `account` of the metrics. Unique. Under another one all its open alerts are
     /// logged again.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "default"))]
-    pub(super) name: Option<String>,
+    name: String,
     /// The base URL of the API, such as `https://acme.api.opsramp.com`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(required, extend("format" = "uri"))]
-    pub(super) url: Option<String>,
+    url: String,
     /// The token endpoint. Default: the base URL with `/auth/oauth/token`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "uri"))]
-    pub(super) token_url: Option<String>,
+    token_url: String,
     /// The OAuth2 key. This or `client_id_file` is needed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) client_id: Option<String>,
+    client_id: String,
     /// A file with the OAuth2 key, read again at every token request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) client_id_file: Option<PathBuf>,
+    client_id_file: PathBuf,
     /// The OAuth2 secret. Better: `client_secret_file`, or the variable `OPSRAMP_CLIENT_SECRET`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) client_secret: Option<SecretText>,
+    client_secret: SecretText,
     /// A file with the OAuth2 secret, read again at every token request, so that a rotated secret
     /// is picked up without a restart.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) client_secret_file: Option<PathBuf>,
+    client_secret_file: PathBuf,
     /// The tenants: their ids, or `id` and `name`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(required)]
-    pub(super) tenants: Option<Vec<Tenant>>,
+    tenants: Vec<Tenant>,
     /// With a partner's tenant: every activated client becomes a tenant, looked up again every
     /// hour. Every id under `tenants` is then a partner's.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = false))]
-    pub(super) discover_clients: Option<bool>,
+    discover_clients: bool,
     /// The time for one request, its body included.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "30s"))]
-    pub(super) timeout: Option<HumanDuration>,
+    timeout: HumanDuration,
     /// The time for connecting, TLS included.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "10s"))]
-    pub(super) connect_timeout: Option<HumanDuration>,
+    connect_timeout: HumanDuration,
     /// Our own ceiling a tenant for paginated requests. Default: 50, and 150 for tenants named
     /// `msp_…`. The rate limit that the server tells applies below it. Accounts of one server that
     /// ask for the same tenant share its requests, and the lowest of their ceilings holds for all.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
-    pub(super) requests_per_minute: Option<u32>,
+    requests_per_minute: u32,
     /// The largest answer that is read, after decompression and on the wire.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "64MiB"))]
-    pub(super) max_response_size: Option<ByteSize>,
+    max_response_size: ByteSize,
     /// The proxy. Default: what the variables `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) proxy_url: Option<ProxyText>,
+    proxy_url: ProxyText,
     /// TLS towards the API.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) tls: Option<Tls>,
+    tls: Tls,
 }
 
 /// TLS towards the API.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Tls {
+section Tls {
     /// PEM certificates to trust instead of the system's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ca_file: Option<PathBuf>,
+    ca_file: PathBuf,
     /// Our own certificate, PEM; with `key_file`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) cert_file: Option<PathBuf>,
+    cert_file: PathBuf,
     /// Its key, PEM.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) key_file: Option<PathBuf>,
+    key_file: PathBuf,
     /// Accept any certificate. Whoever sits in between can then read the secret.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = false))]
-    pub(super) insecure_skip_verify: Option<bool>,
+    insecure_skip_verify: bool,
+}
+
+/// A search, and what becomes of its alerts in the metrics.
+section Search {
+    /// Its name, label `search` of the metrics. Unique. Under another one all its open alerts are
+    /// logged again.
+    #[schemars(required)]
+    name: String,
+    /// OpsRamp's query string, such as `actions:OPEN+priority:P0`.
+    #[schemars(extend("default" = "actions:OPEN"))]
+    query: String,
+    /// Time between two polls; at least 100ms.
+    #[schemars(extend("default" = "30s"))]
+    interval: HumanDuration,
+    /// The ids of the tenants it runs for; of clients, not of their partner, if these are
+    /// discovered. Default: every tenant.
+    #[schemars(extend("items" = id_kind()))]
+    tenants: Vec<String>,
+    /// Alerts to ask for on one page; the server may give fewer.
+    #[schemars(range(min = 1, max = 1000), extend("default" = 100))]
+    page_size: u32,
+    /// How often a result too large to read at every poll is read whole. Default: 10m, or the
+    /// interval where that is longer.
+    #[schemars(extend("default" = "10m"))]
+    full_read_interval: HumanDuration,
+    /// Gauges of a search that has not answered for so long are withheld; not less than
+    /// `interval`. Default: 5m, or three intervals where that is longer.
+    #[schemars(extend("default" = "5m"))]
+    stale_after: HumanDuration,
+    /// Labels of `opsramp_open_alerts`.
+    #[schemars(extend("default" = ["state"], "uniqueItems" = true))]
+    group_by: Vec<GroupLabel>,
+    /// Beyond so many groups, alerts are counted under `other`.
+    #[schemars(range(min = 1), extend("default" = 200))]
+    max_groups: u32,
+}
+
+/// The alert log: what is written about alerts, and where to.
+section Log {
+    /// Which events are logged; `[]` for none: gauges alone.
+    #[schemars(extend("default" = ["opened"], "uniqueItems" = true))]
+    events: Vec<Event>,
+    /// What becomes of alerts that are open when there is no state yet: `emit` logs them as
+    /// opened, `skip` takes note of them without a line.
+    #[schemars(extend("default" = "emit"))]
+    at_first_start: AtFirstStart,
+    /// Ask for each new alert by its id, so that the line has its description. Nothing is asked for
+    /// if `opened` is not logged. Never delays a line by more than two seconds.
+    #[schemars(extend("default" = false))]
+    fetch_details: bool,
+    /// Add the alert as the API gave it, under `alert`, unless it is longer than 1 MiB.
+    #[schemars(extend("default" = false))]
+    include_raw: bool,
+    /// The longest description, in bytes. Container runtimes split lines at 8 to 16 KiB.
+    #[schemars(extend("default" = 4096))]
+    max_description_length: ByteSize,
+    /// Where lines go. Default: standard output, as JSON.
+    #[schemars(length(min = 1))]
+    sinks: Vec<Sink>,
+}
+
+/// Where lines of the alert log go.
+section Sink {
+    /// Its name, label `sink` of the metrics; what waits for it belongs to the name. Unique. Default: the type.
+    name: String,
+    /// What it is: `stdout`, `file`, `journald`, or `otlp` (OTLP over HTTP, as Loki and the
+    /// OpenTelemetry collector take it).
+    #[serde(rename = "type")]
+    #[schemars(required)]
+    kind: SinkType,
+    /// Of `stdout` and `file`: the format of a line.
+    #[schemars(extend("default" = "json"))]
+    format: Format,
+    /// Of `file`: the file. It is appended to, and reopened at SIGHUP; its folder must exist.
+    path: PathBuf,
+    /// Of `otlp`: the whole URL, such as `http://loki:3100/otlp/v1/logs`. Without a query: what the
+    /// receiver wants besides goes into headers.
+    #[schemars(extend("format" = "uri"))]
+    endpoint: String,
+    /// Of `otlp`: headers to send. Their values are treated as secrets.
+    headers: BTreeMap<String, SecretText>,
+    /// Of `otlp`: headers to send, each with its value in a file that is read again at every
+    /// request.
+    headers_files: BTreeMap<String, PathBuf>,
+    /// Of `otlp`: how bodies are compressed.
+    #[schemars(extend("default" = "gzip"))]
+    compression: Compression,
+    /// Of `otlp`: the time for one request.
+    #[schemars(extend("default" = "10s"))]
+    timeout: HumanDuration,
+}
+
+/// Where the exporter remembers which alerts it knows: `path` or `postgres`.
+section State {
+    /// The file of the embedded store, for one replica. Default: `$STATE_DIRECTORY/state.db`,
+    /// else `./opsramp-exporter.db`.
+    path: PathBuf,
+    /// A PostgreSQL server, for several replicas.
+    postgres: Postgres,
+}
+
+/// A PostgreSQL server, which replicas share the searches out over.
+section Postgres {
+    /// The connection URL. Better: `url_file`, as it holds a password.
+    url: SecretText,
+    /// A file with the connection URL, read again for each connection, so that a rotated password is
+    /// picked up; another database takes a restart of all replicas.
+    url_file: PathBuf,
+    /// How long a search stays with a replica that has gone silent.
+    #[schemars(extend("default" = "15s"))]
+    lease: HumanDuration,
+}
+
+/// The web server.
+section Web {
+    /// The addresses to listen on.
+    #[schemars(length(min = 1), extend("default" = [":10836"], "uniqueItems" = true))]
+    listen_addresses: Vec<ListenAddress>,
+    /// The path of the metrics.
+    #[schemars(extend("default" = "/metrics"))]
+    telemetry_path: String,
+    /// A file in the format of the Prometheus exporter-toolkit: TLS and passwords.
+    config_file: PathBuf,
+    /// Accept `POST /-/reload` and `POST /-/quit`.
+    #[schemars(extend("default" = false))]
+    enable_lifecycle: bool,
+    /// Take the listening socket from systemd instead of `listen_addresses`.
+    #[schemars(extend("default" = false))]
+    systemd_socket: bool,
+}
 }
 
 /// A tenant: its id alone, or with a name.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Tenant {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
 }
 
 /// A tenant with a name.
-#[derive(Deserialize, Serialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename = "Tenant", deny_unknown_fields)]
 struct TenantFields {
     /// `client_1234`, `msp_1234` or a UUID.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(required, extend("type" = id_kind()["type"]))]
     id: Option<String>,
     /// Label `tenant` of the metrics. Default: the id.
-    #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
-}
-
-/// A search, and what becomes of its alerts in the metrics.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Search {
-    /// Its name, label `search` of the metrics. Unique. Under another one all its open alerts are
-    /// logged again.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(required)]
-    pub(super) name: Option<String>,
-    /// OpsRamp's query string, such as `actions:OPEN+priority:P0`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "actions:OPEN"))]
-    pub(super) query: Option<String>,
-    /// Time between two polls; at least 100ms.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "30s"))]
-    pub(super) interval: Option<HumanDuration>,
-    /// The ids of the tenants it runs for; of clients, not of their partner, if these are
-    /// discovered. Default: every tenant.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("items" = id_kind()))]
-    pub(super) tenants: Option<Vec<String>>,
-    /// Alerts to ask for on one page; the server may give fewer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000), extend("default" = 100))]
-    pub(super) page_size: Option<u32>,
-    /// How often a result too large to read at every poll is read whole. Default: 10m, or the
-    /// interval where that is longer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "10m"))]
-    pub(super) full_read_interval: Option<HumanDuration>,
-    /// Gauges of a search that has not answered for so long are withheld; not less than
-    /// `interval`. Default: 5m, or three intervals where that is longer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "5m"))]
-    pub(super) stale_after: Option<HumanDuration>,
-    /// Labels of `opsramp_open_alerts`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = ["state"], "uniqueItems" = true))]
-    pub(super) group_by: Option<Vec<GroupLabel>>,
-    /// Beyond so many groups, alerts are counted under `other`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1), extend("default" = 200))]
-    pub(super) max_groups: Option<u32>,
 }
 
 /// What alerts can be grouped by.
@@ -205,38 +281,6 @@ pub(super) enum GroupLabel {
     EventType,
     ResourceType,
     Client,
-}
-
-/// The alert log: what is written about alerts, and where to.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Log {
-    /// Which events are logged; `[]` for none: gauges alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = ["opened"], "uniqueItems" = true))]
-    pub(super) events: Option<Vec<Event>>,
-    /// What becomes of alerts that are open when there is no state yet: `emit` logs them as
-    /// opened, `skip` takes note of them without a line.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "emit"))]
-    pub(super) at_first_start: Option<AtFirstStart>,
-    /// Ask for each new alert by its id, so that the line has its description. Nothing is asked for
-    /// if `opened` is not logged. Never delays a line by more than two seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = false))]
-    pub(super) fetch_details: Option<bool>,
-    /// Add the alert as the API gave it, under `alert`, unless it is longer than 1 MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = false))]
-    pub(super) include_raw: Option<bool>,
-    /// The longest description, in bytes. Container runtimes split lines at 8 to 16 KiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = 4096))]
-    pub(super) max_description_length: Option<ByteSize>,
-    /// Where lines go. Default: standard output, as JSON.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
-    pub(super) sinks: Option<Vec<Sink>>,
 }
 
 /// What happened to an alert.
@@ -254,47 +298,6 @@ pub(super) enum Event {
 pub(super) enum AtFirstStart {
     Emit,
     Skip,
-}
-
-/// Where lines of the alert log go.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Sink {
-    /// Its name, label `sink` of the metrics; what waits for it belongs to the name. Unique. Default: the type.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) name: Option<String>,
-    /// What it is: `stdout`, `file`, `journald`, or `otlp` (OTLP over HTTP, as Loki and the
-    /// OpenTelemetry collector take it).
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    #[schemars(required)]
-    pub(super) kind: Option<SinkType>,
-    /// Of `stdout` and `file`: the format of a line.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "json"))]
-    pub(super) format: Option<Format>,
-    /// Of `file`: the file. It is appended to, and reopened at SIGHUP; its folder must exist.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) path: Option<PathBuf>,
-    /// Of `otlp`: the whole URL, such as `http://loki:3100/otlp/v1/logs`. Without a query: what the
-    /// receiver wants besides goes into headers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("format" = "uri"))]
-    pub(super) endpoint: Option<String>,
-    /// Of `otlp`: headers to send. Their values are treated as secrets.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) headers: Option<BTreeMap<String, SecretText>>,
-    /// Of `otlp`: headers to send, each with its value in a file that is read again at every
-    /// request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) headers_files: Option<BTreeMap<String, PathBuf>>,
-    /// Of `otlp`: how bodies are compressed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "gzip"))]
-    pub(super) compression: Option<Compression>,
-    /// Of `otlp`: the time for one request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "10s"))]
-    pub(super) timeout: Option<HumanDuration>,
 }
 
 /// The types of sinks.
@@ -321,61 +324,6 @@ pub(super) enum Format {
 pub(super) enum Compression {
     Gzip,
     None,
-}
-
-/// Where the exporter remembers which alerts it knows: `path` or `postgres`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct State {
-    /// The file of the embedded store, for one replica. Default: `$STATE_DIRECTORY/state.db`,
-    /// else `./opsramp-exporter.db`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) path: Option<PathBuf>,
-    /// A PostgreSQL server, for several replicas.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) postgres: Option<Postgres>,
-}
-
-/// A PostgreSQL server, which replicas share the searches out over.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Postgres {
-    /// The connection URL. Better: `url_file`, as it holds a password.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) url: Option<SecretText>,
-    /// A file with the connection URL, read again for each connection, so that a rotated password is
-    /// picked up; another database takes a restart of all replicas.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) url_file: Option<PathBuf>,
-    /// How long a search stays with a replica that has gone silent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "15s"))]
-    pub(super) lease: Option<HumanDuration>,
-}
-
-/// The web server.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Web {
-    /// The addresses to listen on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), extend("default" = [":10836"], "uniqueItems" = true))]
-    pub(super) listen_addresses: Option<Vec<ListenAddress>>,
-    /// The path of the metrics.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = "/metrics"))]
-    pub(super) telemetry_path: Option<String>,
-    /// A file in the format of the Prometheus exporter-toolkit: TLS and passwords.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) config_file: Option<PathBuf>,
-    /// Accept `POST /-/reload` and `POST /-/quit`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = false))]
-    pub(super) enable_lifecycle: Option<bool>,
-    /// Take the listening socket from systemd instead of `listen_addresses`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("default" = false))]
-    pub(super) systemd_socket: Option<bool>,
 }
 
 /// A secret, which is written out as `<secret>`.
@@ -456,16 +404,6 @@ impl<'de> Deserialize<'de> for Tenant {
         }
 
         deserializer.deserialize_struct("Tenant", &["id", "name"], IdOrFields)
-    }
-}
-
-impl Serialize for Tenant {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        TenantFields {
-            id: self.id.clone(),
-            name: self.name.clone(),
-        }
-        .serialize(serializer)
     }
 }
 
