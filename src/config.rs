@@ -37,6 +37,7 @@ mod secret_files;
 mod units;
 mod url;
 mod web_file;
+mod words;
 mod yaml;
 
 use self::{

@@ -11,9 +11,9 @@ use super::{
     units::{ByteSize, HumanDuration},
 };
 use crate::{
-    deliver::{Format, OtlpOptions, SinkOptions, Target},
-    identity::{EventKind, Tenant},
-    poll::{AtFirstStart, GroupLabel, SearchOptions},
+    deliver::{OtlpOptions, SinkOptions, Target},
+    identity::Tenant,
+    poll::SearchOptions,
     secret::{Secret, SecretSource},
 };
 
@@ -36,10 +36,7 @@ impl From<&Config> for File {
                         .map(|event| (*event).into())
                         .collect(),
                 ),
-                at_first_start: Some(match config.at_first_start {
-                    AtFirstStart::Emit => file::AtFirstStart::Emit,
-                    AtFirstStart::Skip => file::AtFirstStart::Skip,
-                }),
+                at_first_start: Some(config.at_first_start.into()),
                 fetch_details: Some(config.fetch_details),
                 include_raw: Some(config.record.include_raw),
                 max_description_length: Some(ByteSize(
@@ -119,23 +116,17 @@ impl From<&SearchOptions> for file::Search {
 impl From<&SinkOptions> for file::Sink {
     fn from(sink: &SinkOptions) -> Self {
         let name = Some(sink.name.to_string());
-        let format_of = |format: &Format| {
-            Some(match format {
-                Format::Json => file::Format::Json,
-                Format::Logfmt => file::Format::Logfmt,
-            })
-        };
         match &sink.target {
             Target::Stdout { format } => Self {
                 name,
                 kind: Some(file::SinkType::Stdout),
-                format: format_of(format),
+                format: Some((*format).into()),
                 ..Self::default()
             },
             Target::File { path, format } => Self {
                 name,
                 kind: Some(file::SinkType::File),
-                format: format_of(format),
+                format: Some((*format).into()),
                 path: Some(shown(path)),
                 ..Self::default()
             },
@@ -212,31 +203,6 @@ impl From<&Web> for file::Web {
             config_file: web.config_file.as_deref().map(shown),
             enable_lifecycle: Some(web.enable_lifecycle),
             systemd_socket: Some(web.systemd_socket),
-        }
-    }
-}
-
-impl From<GroupLabel> for file::GroupLabel {
-    fn from(label: GroupLabel) -> Self {
-        match label {
-            GroupLabel::State => Self::State,
-            GroupLabel::Status => Self::Status,
-            GroupLabel::Priority => Self::Priority,
-            GroupLabel::Source => Self::Source,
-            GroupLabel::AlertType => Self::AlertType,
-            GroupLabel::EventType => Self::EventType,
-            GroupLabel::ResourceType => Self::ResourceType,
-            GroupLabel::Client => Self::Client,
-        }
-    }
-}
-
-impl From<EventKind> for file::Event {
-    fn from(event: EventKind) -> Self {
-        match event {
-            EventKind::Opened => Self::Opened,
-            EventKind::Changed => Self::Changed,
-            EventKind::Left => Self::Left,
         }
     }
 }

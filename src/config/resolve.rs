@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Account, Config,
-    file::{self, File},
+    file::File,
     misplaced,
     overrides::Variables,
     problem::{Inputs, Problems, shown_value},
@@ -92,10 +92,7 @@ impl<'a> Resolver<'a> {
                 include_raw: log.include_raw.unwrap_or(false),
                 max_description_length: self.description_length(log.max_description_length),
             },
-            at_first_start: match log.at_first_start {
-                None | Some(file::AtFirstStart::Emit) => AtFirstStart::Emit,
-                Some(file::AtFirstStart::Skip) => AtFirstStart::Skip,
-            },
+            at_first_start: log.at_first_start.map_or(AtFirstStart::Emit, Into::into),
             fetch_details: log.fetch_details.unwrap_or(false),
             state: self.state(file.state, variables),
             web: self.web(file.web),

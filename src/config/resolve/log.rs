@@ -107,10 +107,7 @@ impl Resolver<'_> {
             return None;
         };
         self.only_its_own_keys(path, kind, &sink);
-        let format = match sink.format {
-            None | Some(file::Format::Json) => Format::Json,
-            Some(file::Format::Logfmt) => Format::Logfmt,
-        };
+        let format = sink.format.map_or(Format::Json, Into::into);
         let target = match kind {
             file::SinkType::Stdout => Target::Stdout { format },
             file::SinkType::Journald => Target::Journald,
@@ -279,16 +276,6 @@ impl file::SinkType {
             Self::File => "file",
             Self::Journald => "journald",
             Self::Otlp => "otlp",
-        }
-    }
-}
-
-impl From<file::Event> for EventKind {
-    fn from(event: file::Event) -> Self {
-        match event {
-            file::Event::Opened => Self::Opened,
-            file::Event::Changed => Self::Changed,
-            file::Event::Left => Self::Left,
         }
     }
 }

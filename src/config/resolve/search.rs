@@ -229,21 +229,6 @@ impl file::Search {
     }
 }
 
-impl From<file::GroupLabel> for GroupLabel {
-    fn from(label: file::GroupLabel) -> Self {
-        match label {
-            file::GroupLabel::State => Self::State,
-            file::GroupLabel::Status => Self::Status,
-            file::GroupLabel::Priority => Self::Priority,
-            file::GroupLabel::Source => Self::Source,
-            file::GroupLabel::AlertType => Self::AlertType,
-            file::GroupLabel::EventType => Self::EventType,
-            file::GroupLabel::ResourceType => Self::ResourceType,
-            file::GroupLabel::Client => Self::Client,
-        }
-    }
-}
-
 /// Returns the accounts that ask a server for a tenant, by server and tenant. Clients that are yet
 /// to be discovered are not known.
 fn asking(accounts: &[Account]) -> HashMap<(Arc<str>, &str), Vec<&Account>> {
