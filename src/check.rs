@@ -36,9 +36,7 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
         .ok();
     let config = &loaded.config;
     let mut report = Report::new(out);
-    report
-        .about("")
-        .taken("configuration", configuration(loaded));
+    report.taken("configuration", configuration(loaded));
     let allowances = Allowances::default();
     let mut tenants = Some(Vec::new());
     for account in &config.accounts {
@@ -67,7 +65,7 @@ pub fn refuse(error: ConfigError, out: &mut dyn io::Write) -> io::Result<()> {
         format!("{:#}", anyhow::Error::new(error)),
         "correct it, and check again",
     );
-    report.about("").taken::<()>("configuration", Err(trouble));
+    report.taken::<()>("configuration", Err(trouble));
     report.end().map(drop)
 }
 
@@ -98,9 +96,7 @@ fn check_tenants(
         "neither a tenant of an account nor an activated client: {}; {advice}",
         listed(&in_vain)
     ));
-    report
-        .about("")
-        .taken(&format!("search {}", search.name), Ok(passed));
+    report.taken(&format!("search {}", search.name), Ok(passed));
 }
 
 fn configuration(loaded: &Loaded) -> Outcome<()> {

@@ -50,7 +50,7 @@ pub(super) async fn check_state(report: &mut Report<'_>, state: &State) {
         }
         State::Postgres { url, lease } => database(url, *lease).await,
     };
-    report.about("").taken("state", outcome);
+    report.taken("state", outcome);
 }
 
 /// Takes the steps of the sinks.
@@ -65,9 +65,7 @@ pub(super) async fn check_sinks(report: &mut Report<'_>, sinks: &[SinkOptions]) 
             Target::Journald => journal(Path::new(journald::SOCKET)),
             Target::Otlp(options) => receiver(options).await,
         };
-        report
-            .about("")
-            .taken(&format!("sink {}", sink.name), outcome);
+        report.taken(&format!("sink {}", sink.name), outcome);
     }
 }
 
@@ -82,7 +80,7 @@ pub(super) async fn check_web(report: &mut Report<'_>, web: &Web) {
         Ok(checked) => certificate(checked.certificate_end, clock::now()),
         Err(error) => Err(Trouble::new(chain(error.as_ref()), "correct it")),
     };
-    report.about("").taken("web server", outcome);
+    report.taken("web server", outcome);
 }
 
 fn certificate(not_after: Option<Timestamp>, now: Timestamp) -> Outcome<()> {
@@ -387,7 +385,7 @@ fn tls_advice(error: &rustls::Error, authority: &'static str) -> &'static str {
 
 /// Says what to do if no answer of a receiver arrived. Look-ups, TLS and connections fail for
 /// different reasons.
-fn transport_advice(endpoint: &str, error: &reqwest::Error) -> &'static str {
+fn transport_advice(endpoint: &Endpoint, error: &reqwest::Error) -> &'static str {
     const AUTHORITY: &str = "where a company's own authority signed the receiver's certificate, add the authority to \
                              the system's (update-ca-certificates), or set the exporter's variable SSL_CERT_FILE to a \
                              file with every authority that is to be trusted; it then counts for OpsRamp and the \
@@ -404,18 +402,12 @@ fn transport_advice(endpoint: &str, error: &reqwest::Error) -> &'static str {
         Some(error) => tls_advice(error, AUTHORITY),
         // A server was reached. A server that expects TLS ends the connection, or answers with a
         // TLS alert, which is no HTTP.
-        None if !error.is_connect() && is_plain(endpoint) => {
+        None if !error.is_connect() && !endpoint.tls => {
             "look whether the port is right, and at the receiver's own log; where the receiver speaks TLS, the \
              endpoint starts with https://"
         }
         None => "look whether the receiver runs, and whether a firewall lets this machine reach it",
     }
-}
-
-/// Whether the endpoint has no TLS.
-fn is_plain(endpoint: &str) -> bool {
-    let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme);
-    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"))
 }
 
 /// Returns the first cause of the given type. An I/O error does not name the error inside it as
@@ -527,12 +519,12 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
     const UNUSABLE: &str = "look at the sink's endpoint and headers";
     const WRONG_PATH: &str =
         "look at the endpoint's path, such as /v1/logs, or /otlp/v1/logs of Grafana Loki";
-    let shown = Endpoint::of(&options.endpoint)
+    let endpoint = Endpoint::of(&options.endpoint)
         .ok_or_else(|| Trouble::new("the endpoint is not an http or https URL", UNUSABLE))?;
     let error = match otlp::probe(options).await {
-        Ok(None) => return Ok(Passed::new((), format!("{shown} takes what is sent"))),
+        Ok(None) => return Ok(Passed::new((), format!("{endpoint} takes what is sent"))),
         Ok(Some(why)) => {
-            let found = format!("{shown} answers; to an empty request, {why}");
+            let found = format!("{endpoint} answers; to an empty request, {why}");
             return Ok(Passed::new((), found));
         }
         Err(error) => error,
@@ -541,29 +533,27 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
         otlp::Error::Status { status, .. } => match status.as_u16() {
             // The receiver wants a record in the request, but this is the right place.
             411 | 415 => {
-                let found = format!("{shown} answers ({status} to an empty request)");
+                let found = format!("{endpoint} answers ({status} to an empty request)");
                 return Ok(Passed::new((), found));
             }
             401 | 403 => "look at the sink's headers: the receiver wants other credentials",
             404 | 405 => WRONG_PATH,
             _ => "look at the receiver's own log",
         },
-        otlp::Error::ExpectsTls { .. } if is_plain(&options.endpoint) => {
-            "let the endpoint start with https://"
-        }
+        otlp::Error::ExpectsTls { .. } if !endpoint.tls => "let the endpoint start with https://",
         otlp::Error::ExpectsTls { .. } => {
             "what stands before the receiver speaks to it without TLS: let it speak TLS there, too"
         }
         otlp::Error::NotOtlp { .. } => WRONG_PATH,
         otlp::Error::Redirect { .. } => "set the endpoint to where the redirect leads",
-        otlp::Error::Transport(error) => transport_advice(&options.endpoint, error),
+        otlp::Error::Transport(error) => transport_advice(&endpoint, error),
         otlp::Error::Timeout { .. } => {
             "look at the receiver's own log, or give the sink a longer timeout"
         }
         otlp::Error::HeadersUnread { .. } => SILENT_FILE,
         _ => UNUSABLE,
     };
-    Err(Trouble::new(format!("{shown}: {}", chain(&error)), next))
+    Err(Trouble::new(format!("{endpoint}: {}", chain(&error)), next))
 }
 
 #[cfg(test)]

@@ -127,7 +127,8 @@ impl<'out> Report<'out> {
         }
     }
 
-    fn write<T>(&mut self, step: &str, outcome: Outcome<T>) -> Option<T> {
+    /// Reports a step that was taken already.
+    pub(super) fn taken<T>(&mut self, step: &str, outcome: Outcome<T>) -> Option<T> {
         match outcome {
             Ok(Passed {
                 value,
@@ -155,11 +156,6 @@ impl<'out> Report<'out> {
         }
     }
 
-    fn skip(&mut self, step: &str, needed: &str) {
-        self.skipped += 1;
-        self.line(&format!("skipped  {step}: needs {needed}"));
-    }
-
     /// Writes a line and flushes it, because a step should be seen when it ends, not when all have
     /// ended.
     fn line(&mut self, text: &str) {
@@ -184,23 +180,20 @@ impl Chain<'_, '_> {
         needed: Option<I>,
         work: impl AsyncFnOnce(I) -> Outcome<T>,
     ) -> Option<T> {
-        let step = format!("{}{name}", self.about);
         let Some(needed) = needed else {
-            self.report
-                .skip(&step, self.failed.as_deref().unwrap_or("a step before it"));
+            let failed = self.failed.clone();
+            self.skipped(name, failed.as_deref().unwrap_or("a step before it"));
             return None;
         };
         let outcome = work(needed).await;
-        if outcome.is_err() {
-            self.failed = Some(name.to_owned());
-        }
-        self.report.write(&step, outcome)
+        self.taken(name, outcome)
     }
 
     /// Reports a step that is skipped because an earlier one has failed.
     pub(super) fn skipped(&mut self, name: &str, failed: &str) {
-        let step = format!("{}{name}", self.about);
-        self.report.skip(&step, failed);
+        self.report.skipped += 1;
+        let line = format!("skipped  {}{name}: needs {failed}", self.about);
+        self.report.line(&line);
     }
 
     /// Reports a step that was taken already.
@@ -208,7 +201,7 @@ impl Chain<'_, '_> {
         if outcome.is_err() {
             self.failed = Some(name.to_owned());
         }
-        self.report.write(&format!("{}{name}", self.about), outcome)
+        self.report.taken(&format!("{}{name}", self.about), outcome)
     }
 }
 
@@ -261,7 +254,7 @@ mod tests {
 
         let mut out = Closed;
         let mut report = Report::new(&mut out);
-        report.about("").taken("one", Ok(Passed::new((), "fine")));
+        report.taken("one", Ok(Passed::new((), "fine")));
         assert!(report.end().unwrap());
     }
 }
