@@ -151,11 +151,7 @@ impl Cli {
             command = command.mut_subcommand(name, |command| {
                 command.mut_args(|argument| {
                     let hidden = hides(&argument, name, sections);
-                    if hidden {
-                        argument.hide(true)
-                    } else {
-                        argument
-                    }
+                    argument.hide(hidden)
                 })
             });
         }

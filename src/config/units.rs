@@ -67,31 +67,23 @@ impl FromStr for HumanDuration {
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let text = text.trim();
+        let shown = shown_value(text);
+        let wrong = |why: &str| Err(UnitError(format!("\"{shown}\" {why}")));
         let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         if is_number && text != "0" {
-            return Err(UnitError(format!(
-                "\"{0}\" has no unit; write \"{0}s\"",
-                shown_value(text)
-            )));
+            return wrong(&format!("has no unit; write \"{shown}s\""));
         }
-        let duration = humantime::parse_duration(text).map_err(|_| {
-            UnitError(format!(
-                "\"{}\" is not a duration; write one like 30s, 5m or 1h 30m",
-                shown_value(text)
-            ))
-        })?;
+        let Ok(duration) = humantime::parse_duration(text) else {
+            return wrong("is not a duration; write one like 30s, 5m or 1h 30m");
+        };
         let mut units = text.split(|c: char| !c.is_alphabetic());
         if units.any(|unit| MONTHS_AND_YEARS.contains(&unit)) {
-            return Err(UnitError(format!(
-                "\"{}\" is in months or years; write minutes as 5m, and long times in days, as 30d",
-                shown_value(text)
-            )));
+            return wrong(
+                "is in months or years; write minutes as 5m, and long times in days, as 30d",
+            );
         }
         if duration > LONGEST {
-            return Err(UnitError(format!(
-                "\"{}\" is longer than a year",
-                shown_value(text)
-            )));
+            return wrong("is longer than a year");
         }
         Ok(Self(duration))
     }
@@ -140,15 +132,15 @@ impl FromStr for ByteSize {
                 .find(|(name, _)| name.eq_ignore_ascii_case(unit))
                 .map(|(_, factor)| *factor)
         };
+        let wrong = |why| UnitError(format!("\"{}\" {why}", shown_value(text)));
         match (number.parse::<u64>(), factor) {
             (Ok(number), Some(factor)) => number
                 .checked_mul(factor)
                 .map(Self)
-                .ok_or_else(|| UnitError(format!("\"{}\" is too large", shown_value(text)))),
-            _ => Err(UnitError(format!(
-                "\"{}\" is not a size; write one like 64MiB, 64KB or a number of bytes",
-                shown_value(text)
-            ))),
+                .ok_or_else(|| wrong("is too large")),
+            _ => Err(wrong(
+                "is not a size; write one like 64MiB, 64KB or a number of bytes",
+            )),
         }
     }
 }

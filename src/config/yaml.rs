@@ -4,7 +4,7 @@
 //! file knows the keys: the types that are deserialized say what is allowed where (see
 //! [`super::file`]).
 
-use std::{fmt, ops::Range};
+use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
@@ -183,10 +183,6 @@ impl<'de> Visitor<'de> for RawVisitor {
         Ok(Raw::Text(value.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Raw, E> {
-        Ok(Raw::Text(value))
-    }
-
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Raw, A::Error> {
         let mut list = Vec::new();
         while let Some(item) = items.next_element()? {
@@ -212,9 +208,7 @@ fn node(raw: Spanned<Raw>, source: &str) -> Result<Node, SyntaxError> {
         let span = raw.defined.span();
         let start = usize::try_from(span.byte_offset()?).ok()?;
         let end = start.checked_add(usize::try_from(span.byte_len()?).ok()?)?;
-        source
-            .get(Range { start, end })
-            .map(|text| text.trim().to_owned())
+        source.get(start..end).map(|text| text.trim().to_owned())
     };
     let scalar = |text, boolean| Value::Scalar(Scalar { text, boolean });
     let value = match raw.value {
@@ -257,24 +251,22 @@ fn entry(key: Node, value: Node) -> Result<Entry, SyntaxError> {
 impl Node {
     /// Returns the place of a key's value, or of the innermost part of its path that exists.
     pub(super) fn locate(&self, path: &str) -> Option<Place> {
-        let mut node = self;
-        let mut rest = path;
-        let mut place = None;
-        while let Some((next, tail)) = node.step(rest) {
-            place = Some(next.place);
-            node = next;
-            rest = tail;
-        }
-        place
+        self.follow(path).0
     }
 
     /// Whether the document contains the key.
     pub(super) fn has(&self, path: &str) -> bool {
-        let (mut node, mut rest) = (self, path);
+        self.follow(path).1.is_empty()
+    }
+
+    /// Follows a path as far as it exists: returns the place where it ends, unless that is here, and
+    /// the rest of the path.
+    fn follow<'p>(&self, path: &'p str) -> (Option<Place>, &'p str) {
+        let (mut node, mut place, mut rest) = (self, None, path);
         while let Some((next, tail)) = node.step(rest) {
-            (node, rest) = (next, tail);
+            (node, place, rest) = (next, Some(next.place), tail);
         }
-        rest.is_empty()
+        (place, rest)
     }
 
     /// Takes one step along a path: returns the child and the rest of the path.
