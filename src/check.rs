@@ -30,10 +30,6 @@ const SILENT_FILE: &str = "look whether the file system answers; a local one is 
 /// # Errors
 /// If `out` cannot be written to. It is no error if `out` is closed early.
 pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
-    // A process has one provider; it does not matter which call installed it.
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .ok();
     let config = &loaded.config;
     let mut report = Report::new(out);
     report.taken("configuration", configuration(loaded));
