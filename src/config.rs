@@ -204,11 +204,8 @@ impl Config {
         let mut list = elsewhere.into_list(name, locate, &inputs);
         list.retain(|problem| problem.path == "web" || problem.path.starts_with("web."));
         list.extend(problems.into_list(name, locate, &inputs));
-        if list.is_empty() {
-            Ok(web)
-        } else {
-            Err(ConfigError::Invalid(list))
-        }
+        ConfigError::of(list)?;
+        Ok(web)
     }
 
     /// Returns what the flags alone say about the web server, for use without the configuration
@@ -232,12 +229,8 @@ impl Config {
         let problems = Problems::default();
         let resolver = Resolver::new(&problems, &inputs);
         let config = resolver.config_of(vec![account], file, &Variables::new(&|_| None));
-        let problems = problems.into_list(None, |_| None, &inputs);
-        if problems.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError::Invalid(problems))
-        }
+        ConfigError::of(problems.into_list(None, |_| None, &inputs))?;
+        Ok(config)
     }
 
     /// Returns the effective configuration as YAML, with every key written out and secrets as
@@ -277,12 +270,10 @@ impl Config {
         let mut list = problems.into_list(name, locate, &inputs);
         list.extend(variables.into_problems());
         list.extend(proxies::problems(&config, env));
-        if list.is_empty() && !has_account {
-            let file = name.map(Path::to_path_buf);
+        ConfigError::of(list)?;
+        let file = name.map(Path::to_path_buf);
+        if !has_account {
             return Err(ConfigError::NoAccount { file });
-        }
-        if !list.is_empty() {
-            return Err(ConfigError::Invalid(list));
         }
         if let Some(source) = source.filter(|source| has_secret && source.is_exposed) {
             warnings.push(format!(
@@ -292,7 +283,7 @@ impl Config {
         }
         Ok(Loaded {
             config,
-            file: name.map(Path::to_path_buf),
+            file,
             warnings,
             overridden,
         })

@@ -140,6 +140,15 @@ impl ConfigError {
         }
     }
 
+    /// Returns an error if there are problems.
+    pub(super) fn of(problems: Vec<Problem>) -> Result<(), Self> {
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Self::Invalid(problems))
+        }
+    }
+
     /// Returns the single problems; empty if the file could not be read, or says nothing about an
     /// account.
     #[must_use]

@@ -180,9 +180,7 @@ impl WebFile {
         let problems = Problems::default();
         let file: File = node.read(&problems);
         let list = problems.into_list(Some(path), |key| node.locate(key), &Inputs::new());
-        if !list.is_empty() {
-            return Err(ConfigError::Invalid(list));
-        }
+        ConfigError::of(list)?;
         let tls = file.tls_server_config.unwrap_or_default();
         Ok(if tls == file::Tls::default() {
             "http"
@@ -227,9 +225,7 @@ impl<'a> Resolved<'a> {
         let list = resolver
             .problems
             .into_list(Some(path), locate, &Inputs::new());
-        if !list.is_empty() {
-            return Err(ConfigError::Invalid(list));
-        }
+        ConfigError::of(list)?;
         let mut warnings = resolver.warnings;
         if (!options.users.is_empty() || inline.contains(&TlsPart::Key)) && is_exposed(path) {
             warnings.push(exposed(path, "holds password hashes or a key"));
