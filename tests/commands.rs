@@ -35,14 +35,21 @@ use serde_json::Value;
 const ALERTS: usize = 345;
 
 async fn simulator() -> Simulator {
+    simulator_of(&[(DEMO_TENANT, None, ALERTS)]).await
+}
+
+/// Starts a simulator in which nothing changes, with these tenants: id, partner, number of alerts.
+async fn simulator_of(tenants: &[(&str, Option<&str>, usize)]) -> Simulator {
+    let tenant = |(id, partner, alerts): &(&str, Option<&str>, usize)| TenantOptions {
+        id: (*id).to_owned(),
+        partner: partner.map(str::to_owned),
+        alerts: *alerts,
+        ..TenantOptions::default()
+    };
     let options = Options {
         life: None,
         allowance: Allowance::unlimited(),
-        tenants: vec![TenantOptions {
-            id: DEMO_TENANT.to_owned(),
-            alerts: ALERTS,
-            ..TenantOptions::default()
-        }],
+        tenants: tenants.iter().map(tenant).collect(),
         ..Options::default()
     };
     Simulator::start(options, "127.0.0.1:0").await.unwrap()
@@ -53,20 +60,31 @@ fn program(simulator: &Simulator, folder: &tempfile::TempDir, arguments: &[&str]
 }
 
 fn program_for(url: &str, folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
+    let mut command = without_account(folder, arguments);
     command
-        .env_clear()
         .env("OPSRAMP_URL", url)
         .env("OPSRAMP_TENANT_ID", DEMO_TENANT)
         .env("OPSRAMP_CLIENT_ID", DEMO_KEY)
-        .env("OPSRAMP_CLIENT_SECRET", DEMO_SECRET)
-        .current_dir(folder)
-        .args(arguments);
+        .env("OPSRAMP_CLIENT_SECRET", DEMO_SECRET);
+    command
+}
+
+/// The program without variables that name an account.
+fn without_account(folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
+    command.env_clear().current_dir(folder).args(arguments);
     // The file that coverage is written to, if coverage is measured.
     if let Some(file) = std::env::var_os("LLVM_PROFILE_FILE") {
         command.env("LLVM_PROFILE_FILE", file);
     }
     command
+}
+
+/// Writes a file that nobody else can read.
+fn write_private(folder: &tempfile::TempDir, name: &str, text: &str) {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
 }
 
 /// Runs the program to its end, away from the simulator's threads.
@@ -302,23 +320,6 @@ async fn a_proxy_of_the_environment_is_named_where_it_fails_and_a_star_switches_
     }
 }
 
-/// Starts a simulator in which nothing changes, with these tenants: id, partner, number of alerts.
-async fn simulator_of(tenants: &[(&str, Option<&str>, usize)]) -> Simulator {
-    let tenant = |(id, partner, alerts): &(&str, Option<&str>, usize)| TenantOptions {
-        id: (*id).to_owned(),
-        partner: partner.map(str::to_owned),
-        alerts: *alerts,
-        ..TenantOptions::default()
-    };
-    let options = Options {
-        life: None,
-        allowance: Allowance::unlimited(),
-        tenants: tenants.iter().map(tenant).collect(),
-        ..Options::default()
-    };
-    Simulator::start(options, "127.0.0.1:0").await.unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() {
     let simulator = simulator_of(&[
@@ -480,9 +481,7 @@ async fn search_misses_nothing_of_a_partner_where_the_accounts_together_have_all
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
-    let secret = folder.path().join("secret");
-    std::fs::write(&secret, DEMO_SECRET).unwrap();
-    std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+    write_private(&folder, "secret", DEMO_SECRET);
     let account = |more: &str| {
         format!("{{ url: '{url}', client_id: '{DEMO_KEY}', client_secret_file: secret, {more} }}")
     };
@@ -517,9 +516,7 @@ async fn search_misses_nothing_of_a_partner_where_the_accounts_together_have_all
                 format!("accounts: [{accounts}]\nsearches: [{{ name: s, tenants: [{ids}] }}]");
             std::fs::write(folder.path().join("c.yml"), &config).unwrap();
             let arguments = ["--config.file=c.yml", "search", "--count"];
-            let mut command = program_for(&url, &folder, &arguments);
-            command.env_clear();
-            let (done, stdout, stderr) = output(command).await;
+            let (done, stdout, stderr) = output(without_account(&folder, &arguments)).await;
             assert_eq!(stdout, count, "{config}: {stderr}");
             assert!(stderr.contains(told), "{config}: {stderr}");
             let has_failed = stderr.ends_with("1 of 2 tenants could not be read\n");
@@ -578,9 +575,7 @@ async fn search_names_every_tenant_that_fails() {
 async fn search_shows_what_one_account_has_where_the_files_of_another_cannot_be_read() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let url = simulator.url();
-    let secret = folder.path().join("secret");
-    std::fs::write(&secret, DEMO_SECRET).unwrap();
-    std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+    write_private(&folder, "secret", DEMO_SECRET);
     let account = |name: &str, tenants: &str, more: &str| {
         format!(
             "- {{name: {name}, url: '{url}', client_id: '{DEMO_KEY}', client_secret_file: secret, \
@@ -598,13 +593,8 @@ async fn search_shows_what_one_account_has_where_the_files_of_another_cannot_be_
     );
     std::fs::write(folder.path().join("c.yml"), config).unwrap();
     let search = async |query: &str, form: &str| {
-        let mut command = program(
-            &simulator,
-            &folder,
-            &["--config.file=c.yml", "search", query, form],
-        );
-        command.env_clear();
-        let (done, stdout, stderr) = output(command).await;
+        let arguments = ["--config.file=c.yml", "search", query, form];
+        let (done, stdout, stderr) = output(without_account(&folder, &arguments)).await;
         (done.status.code(), stdout, stderr)
     };
     let lines = |form: &str, stdout: &str| match form {
@@ -799,26 +789,22 @@ async fn what_everybody_can_read_and_what_wins_over_the_file_is_told() {
 /// These mistakes end a start, and make a reload fail.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_files_of_tls_are_looked_at_by_config_check_where_they_can_be_read() {
-    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let key = rcgen::KeyPair::generate().unwrap();
     let parameters = rcgen::CertificateParams::new(["api.example".to_owned()]).unwrap();
     let certificate = parameters.self_signed(&key).unwrap().pem();
     std::fs::write(at("good.pem"), &certificate).unwrap();
-    std::fs::write(at("key.pem"), key.serialize_pem()).unwrap();
-    std::fs::set_permissions(at("key.pem"), Permissions::from_mode(0o600)).unwrap();
+    write_private(&folder, "key.pem", &key.serialize_pem());
     std::fs::write(at("text.pem"), "no certificate").unwrap();
-    std::fs::write(at("secret"), "hush").unwrap();
-    std::fs::set_permissions(at("secret"), Permissions::from_mode(0o600)).unwrap();
+    write_private(&folder, "secret", "hush");
     let check = async |tls: &str| {
         let account =
             "url: 'https://127.0.0.1:9', client_id: a, client_secret_file: secret, tenants: [b]";
         let text = format!("accounts: [{{{account}, tls: {{{tls}}}}}]\n");
         std::fs::write(at("c.yml"), text).unwrap();
         let arguments = ["--config.file=c.yml", "--config.check"];
-        let mut command = program(&simulator, &folder, &arguments);
-        command.env_clear();
-        let (done, stdout, stderr) = output(command).await;
+        let (done, stdout, stderr) = output(without_account(&folder, &arguments)).await;
         (done.status.code(), stdout, stderr)
     };
     for (tls, told) in [
@@ -965,12 +951,8 @@ async fn a_folder_in_the_place_of_a_secret_file_is_told() {
 async fn the_web_file_is_looked_at_whatever_else_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("web.yml"), "basic_auth_users: {a: b}").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
-    command
-        .env_clear()
-        .current_dir(&folder)
-        .args(["--web.config.file=web.yml", "--config.check"]);
-    let (done, _, stderr) = output(command).await;
+    let arguments = ["--web.config.file=web.yml", "--config.check"];
+    let (done, _, stderr) = output(without_account(&folder, &arguments)).await;
     assert_eq!(done.status.code(), Some(2), "{stderr}");
     let (first, rest) = stderr.split_once('\n').unwrap();
     assert!(
@@ -1017,7 +999,6 @@ async fn a_file_that_does_not_answer_holds_no_command_up() {
     secret
         .env_remove("OPSRAMP_CLIENT_SECRET")
         .env("OPSRAMP_CLIENT_SECRET_FILE", "pipe");
-    let mut authority = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
     let (url, config) = (simulator.url(), folder.path().join("config.yml"));
     let url = url.replace("http:", "https:");
     let text = format!(
@@ -1025,10 +1006,7 @@ async fn a_file_that_does_not_answer_holds_no_command_up() {
          tls: {{ca_file: pipe}}}}]"
     );
     std::fs::write(&config, text).unwrap();
-    authority
-        .env_clear()
-        .current_dir(&folder)
-        .args(["--config.file=config.yml", "check"]);
+    let authority = without_account(&folder, &["--config.file=config.yml", "check"]);
     let (secret, authority, by_web, url, web, health) = tokio::join!(
         output(secret),
         output(authority),

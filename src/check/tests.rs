@@ -236,12 +236,24 @@ impl Authority {
     }
 }
 
+/// Lets a certificate be valid until so many days from now.
+fn valid_until(days: i64) -> impl Fn(&mut CertificateParams) {
+    let (year, month, day) = days_from_now(days);
+    move |parameters| parameters.not_after = rcgen::date_time_ymd(year, month, day)
+}
+
 /// Returns the date so many days from now, in the form for making certificates.
 fn days_from_now(days: i64) -> (i32, u8, u8) {
     let at = crate::clock::now() + SignedDuration::from_hours(24 * days);
     let date = TimeZone::UTC.to_datetime(at);
     let (month, day) = (date.month().unsigned_abs(), date.day().unsigned_abs());
     (i32::from(date.year()), month, day)
+}
+
+/// Returns an address at which nobody listens: its port was just given back.
+fn closed() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
 }
 
 #[tokio::test]
@@ -258,12 +270,7 @@ async fn tls_with_an_authority_of_the_company_passes() {
         "{text}"
     );
 
-    let url = authority
-        .before(simulator.addr(), |parameters| {
-            let (year, month, day) = days_from_now(5);
-            parameters.not_after = rcgen::date_time_ymd(year, month, day);
-        })
-        .await;
+    let url = authority.before(simulator.addr(), valid_until(5)).await;
     let mut setup = Setup::new(&url, |_| {});
     setup.config.accounts[0].options.tls.ca_file = authority.file(setup.folder.path());
     let (passed, text) = setup.check().await;
@@ -278,10 +285,6 @@ async fn tls_with_an_authority_of_the_company_passes() {
 async fn what_is_wrong_with_a_certificate_is_named() {
     let simulator = simulator(|_| {}).await;
     let (authority, stranger) = (Authority::new("ours"), Authority::new("theirs"));
-    let expired = |parameters: &mut CertificateParams| {
-        let (year, month, day) = days_from_now(-10);
-        parameters.not_after = rcgen::date_time_ymd(year, month, day);
-    };
     let early = |parameters: &mut CertificateParams| {
         let (year, month, day) = days_from_now(10);
         parameters.not_before = rcgen::date_time_ymd(year, month, day);
@@ -301,7 +304,7 @@ async fn what_is_wrong_with_a_certificate_is_named() {
             "tls.ca_file",
         ),
         (
-            authority.before(addr, expired).await,
+            authority.before(addr, valid_until(-10)).await,
             "has expired 10 days ago",
             "the clock here says",
         ),
@@ -388,10 +391,7 @@ async fn plain_http_where_https_is_expected_is_named() {
 
 #[tokio::test]
 async fn a_closed_port_is_named_and_the_rest_is_skipped() {
-    // Nobody listens on a port that was just given back.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let address = closed();
     let setup = Setup::new(&format!("http://{address}"), |_| {});
     let (passed, text) = setup.check().await;
     assert!(!passed);
@@ -423,10 +423,7 @@ async fn a_name_without_an_address_is_named() {
 
 #[tokio::test]
 async fn a_proxy_that_cannot_be_reached_is_what_the_advice_is_about() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let closed = listener.local_addr().unwrap().to_string();
-    drop(listener);
-    for proxy in ["no-such-proxy.invalid:1", &closed] {
+    for proxy in ["no-such-proxy.invalid:1", &closed().to_string()] {
         let setup = Setup::new("https://api.example", |options| {
             let url = Secret::new(format!("http://{proxy}"));
             options.proxy_url = Some(ProxyUrl(url));
@@ -948,9 +945,6 @@ async fn sinks_that_cannot_work_are_named() {
             timeout: Duration::from_secs(5),
         })
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let closed = listener.local_addr().unwrap();
-    drop(listener);
     let format = crate::deliver::Format::Json;
     for (target, told, advice) in [
         (
@@ -962,7 +956,7 @@ async fn sinks_that_cannot_work_are_named() {
             "create the folder",
         ),
         (
-            receiver(format!("http://{closed}/v1/logs")),
+            receiver(format!("http://{}/v1/logs", closed())),
             "refused",
             "look whether the receiver runs",
         ),
@@ -1116,9 +1110,8 @@ async fn the_end_of_the_web_servers_own_certificate_is_told() {
         std::fs::write(setup.folder.path().join(name), text).unwrap();
     };
     let renew = |days: i64| {
-        let (year, month, day) = days_from_now(days);
         let mut parameters = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        parameters.not_after = rcgen::date_time_ymd(year, month, day);
+        valid_until(days)(&mut parameters);
         let key = KeyPair::generate().unwrap();
         write("server.crt", &parameters.self_signed(&key).unwrap().pem());
         write("server.key", &key.serialize_pem());
