@@ -21,7 +21,7 @@ use crate::{
 )]
 mod arguments;
 #[cfg(test)]
-mod shipped;
+pub(crate) mod shipped;
 
 /// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -277,13 +277,18 @@ fn unreadable(what: &str, source: &SecretSource) -> String {
 // === impl Checked ===
 
 impl Checked<'_> {
-    async fn credentials(&self) -> Outcome<()> {
+    /// The credentials, by what messages call them.
+    fn sources(&self) -> [(&'static str, &SecretSource); 2] {
         let options = &self.account.options;
-        let mut found = Vec::new();
-        for (what, source) in [
+        [
             ("key", &options.client_id),
             ("secret", &options.client_secret),
-        ] {
+        ]
+    }
+
+    async fn credentials(&self) -> Outcome<()> {
+        let mut found = Vec::new();
+        for (what, source) in self.sources() {
             read(what, source).await?;
             found.push(match source {
                 SecretSource::Value(_) => format!("the {what} is set"),
@@ -352,13 +357,7 @@ impl Checked<'_> {
     /// Says what about the key or the secret looks unintended, such as the traces of an editor or
     /// a copy.
     fn doubt(&self) -> Option<String> {
-        let options = &self.account.options;
-        let sources = [
-            ("key", &options.client_id),
-            ("secret", &options.client_secret),
-        ];
-        let mut sources = sources.into_iter();
-        sources.find_map(|(what, source)| {
+        self.sources().into_iter().find_map(|(what, source)| {
             let doubt = source.read().ok()?.doubt()?;
             Some(format!("the {what} {doubt}"))
         })

@@ -92,7 +92,7 @@ const FISH_COMMAND_BODY: &str = r"    # Figure out if the current invocation alr
 ";
 
 /// Fails if a file is not current; writes it with `UPDATE_SHIPPED=1`.
-fn assert_current(path: &str, current: &[u8]) {
+pub(crate) fn assert_current(path: &str, current: &[u8]) {
     let full = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("UPDATE_SHIPPED").is_some() {
         std::fs::create_dir_all(full.parent().unwrap()).unwrap();

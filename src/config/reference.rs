@@ -177,18 +177,13 @@ fn flags() -> String {
             let (_, rest) = help.split_once(&format!("[{what}: "))?;
             rest.split_once(']').map(|(tail, _)| tail)
         };
-        let variable = argument.get_env().map(|name| name.to_string_lossy());
-        let variable =
-            variable
-                .as_deref()
-                .or_else(|| tail("env"))
-                .map_or_else(String::new, |name| {
-                    let (name, rest) = name.split_at(name.find([',', ' ']).unwrap_or(name.len()));
-                    format!(
-                        "`{name}`{}",
-                        rest.replace("OPSRAMP_CLIENT_SECRET", "`OPSRAMP_CLIENT_SECRET`")
-                    )
-                });
+        let variable = tail("env").map_or_else(String::new, |name| {
+            let (name, rest) = name.split_at(name.find([',', ' ']).unwrap_or(name.len()));
+            format!(
+                "`{name}`{}",
+                rest.replace("OPSRAMP_CLIENT_SECRET", "`OPSRAMP_CLIENT_SECRET`")
+            )
+        });
         let default = argument.get_default_values().first();
         let default = default.map(|default| default.to_string_lossy());
         let default = default.as_deref().or_else(|| tail("default"));

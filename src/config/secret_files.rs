@@ -46,12 +46,6 @@ enum Content {
     DatabaseUrl,
 }
 
-/// A finding about the content of a file.
-enum Finding {
-    Doubt(String),
-    Unusable(String),
-}
-
 impl Config {
     /// Returns a function that checks the files of secrets: whether they are files at all, whether
     /// everybody can read them, and whether keys and secrets hold something that is hardly meant.
@@ -82,10 +76,9 @@ impl Config {
                 unusable: Vec::new(),
             };
             for (path, what) in reread {
-                match check_content(&path, what) {
-                    Some(Finding::Doubt(doubt)) => told.warnings.push(doubt),
-                    Some(Finding::Unusable(why)) => told.unusable.push(why),
-                    None => {}
+                match doubt(&path, what) {
+                    Ok(doubt) => told.warnings.extend(doubt),
+                    Err(why) => told.unusable.push(why),
                 }
             }
             told
@@ -168,28 +161,27 @@ fn folder_problem(path: &Path) -> Option<String> {
     read.err().map(|error| error.to_string())
 }
 
-/// Checks the content of the file. A pipe is left to the part that needs it, because a pipe can be
-/// read only once.
-fn check_content(path: &Path, what: Content) -> Option<Finding> {
+/// Says what about the content of the file is hardly meant, if anything is. The error says why the
+/// file is of no use. A pipe is left to the part that needs it, because a pipe can be read only
+/// once.
+fn doubt(path: &Path, what: Content) -> Result<Option<String>, String> {
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return None;
+        return Ok(None);
     }
-    let value = match SecretSource::File(path.to_owned()).read() {
-        Ok(value) => value,
-        Err(error) => return Some(Finding::Unusable(unusable(&error, path, what))),
-    };
+    let value = SecretSource::File(path.to_owned()).read();
+    let value = value.map_err(|error| unusable(&error, path, what))?;
     let shown = path.display();
     if what == Content::Header && HeaderValue::from_str(value.expose()).is_err() {
-        return Some(Finding::Unusable(format!(
+        return Err(format!(
             "the secret file {shown} holds characters that a header cannot; write the {what} into it and nothing else"
-        )));
+        ));
     }
     let doubt = match what {
         Content::Key | Content::Secret => value.doubt(),
         Content::Header => value.doubt_as_header(),
         Content::DatabaseUrl => None,
     };
-    doubt.map(|doubt| Finding::Doubt(format!("{shown}: the {what} in it {doubt}")))
+    Ok(doubt.map(|doubt| format!("{shown}: the {what} in it {doubt}")))
 }
 
 /// Says why a file is of no use, and what to do. This is not certainly a mistake: the exporter

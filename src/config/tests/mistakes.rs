@@ -121,6 +121,7 @@ fn deep_and_explosive_files_are_refused() {
 fn wrong_accounts_are_explained() {
     let wrong = |text: &str| errors(&format!("accounts:\n{text}"));
     let account = "  - {client_id: KEY, client_secret_file: x, tenants: [c], url: ";
+    let with = |keys: &str| wrong(&format!("{account}'https://acme', {keys}}}"));
     let all = [
         wrong("  - {}"),
         wrong("  - 7"),
@@ -130,45 +131,25 @@ fn wrong_accounts_are_explained() {
         wrong(&format!(
             "{account}'https://acme/tenancy/auth/oauth/token'}}"
         )),
-        wrong(&format!("{account}'https://acme', token_url: acme}}")),
-        wrong(&format!("{account}'https://acme', client_id_file: x}}")),
-        wrong(&format!(
-            "{account}'https://acme', client_secret: hunter2}}"
-        )),
-        wrong(&format!(
-            "{account}'https://acme', timeout: 0s, connect_timeout: 800days}}"
-        )),
-        wrong(&format!(
-            "{account}'https://acme', requests_per_minute: 0}}"
-        )),
-        wrong(&format!(
-            "{account}'https://acme', requests_per_minute: -1}}"
-        )),
-        wrong(&format!("{account}'https://acme', max_response_size: 10}}")),
-        wrong(&format!(
-            "{account}'https://acme', max_response_size: 64M}}"
-        )),
-        wrong(&format!(
-            "{account}'https://acme', proxy_url: 'user:hunter2@proxy'}}"
-        )),
-        wrong(&format!(
-            "{account}'https://acme', proxy_url: 'proxy:3128'}}"
-        )),
+        with("token_url: acme"),
+        with("client_id_file: x"),
+        with("client_secret: hunter2"),
+        with("timeout: 0s, connect_timeout: 800days"),
+        with("requests_per_minute: 0"),
+        with("requests_per_minute: -1"),
+        with("max_response_size: 10"),
+        with("max_response_size: 64M"),
+        with("proxy_url: 'user:hunter2@proxy'"),
+        with("proxy_url: 'proxy:3128'"),
         wrong(&format!("{account}'${{OPSRAMP_URL}}'}}")),
         wrong(&format!("{account}$OPSRAMP_URL}}")),
-        wrong(&format!(
-            "{account}'https://acme', token_url: $TOKEN_URL, proxy_url: $HTTP_PROXY}}"
-        )),
+        with("token_url: $TOKEN_URL, proxy_url: $HTTP_PROXY"),
         wrong(&format!("{account}'https://$HOST'}}")),
         wrong(&format!("{account}'acme/api?key=hunter2'}}")),
-        wrong(&format!(
-            "{account}'https://acme', discover_clients: maybe}}"
-        )),
-        wrong(&format!(
-            "{account}'https://acme', discover_clients: 'yes'}}"
-        )),
-        wrong(&format!("{account}'https://acme', tls: {{key_file: x}}}}")),
-        wrong(&format!("{account}'https://acme', name: \"a\\nb\"}}")),
+        with("discover_clients: maybe"),
+        with("discover_clients: 'yes'"),
+        with("tls: {key_file: x}"),
+        with("name: \"a\\nb\""),
         wrong(&format!("{account}'https://a'}}\n{account}'https://b'}}")),
     ];
     assert_snapshot!(all.join("\n"), @r#"
@@ -299,7 +280,11 @@ fn a_search_names_tenants_by_their_ids_and_may_name_those_yet_to_be_discovered()
 #[test]
 fn wrong_log_settings_are_explained() {
     let wrong = |log: &str| errors(&minimal_and(&format!("log: {{{log}}}")));
-    let otlp = "type: otlp, endpoint: 'http://loki'";
+    let otlp = |keys: &str| {
+        wrong(&format!(
+            "sinks: [{{type: otlp, endpoint: 'http://loki', {keys}}}]"
+        ))
+    };
     let all = [
         wrong("level: debug"),
         wrong("events: [opened, opened]"),
@@ -323,19 +308,11 @@ fn wrong_log_settings_are_explained() {
         wrong("sinks: [{type: otlp, endpoint: 'loki/v1/logs?token=hunter2'}]"),
         wrong("sinks: [{type: otlp, endpoint: $LOKI}]"),
         wrong("sinks: [{type: otlp, endpoint: 'http://loki/v1/logs?token=hunter2'}]"),
-        wrong(&format!("sinks: [{{{otlp}, headers: {{a b: hunter2}}}}]")),
-        wrong(&format!(
-            "sinks: [{{{otlp}, headers: {{A: \"hunter2\\n\"}}}}]"
-        )),
-        wrong(&format!(
-            "sinks: [{{{otlp}, headers: {{Content-Type: x}}}}]"
-        )),
-        wrong(&format!(
-            "sinks: [{{{otlp}, headers: {{A: x}}, headers_files: {{a: x}}}}]"
-        )),
-        wrong(&format!(
-            "sinks: [{{{otlp}, compression: zstd, timeout: 1ms}}]"
-        )),
+        otlp("headers: {a b: hunter2}"),
+        otlp("headers: {A: \"hunter2\\n\"}"),
+        otlp("headers: {Content-Type: x}"),
+        otlp("headers: {A: x}, headers_files: {a: x}"),
+        otlp("compression: zstd, timeout: 1ms"),
     ];
     assert_snapshot!(all.join("\n"), @r#"
     config.yml:6:7: log.level: unknown key; the keys here are events, at_first_start, fetch_details, include_raw, max_description_length, sinks

@@ -1,6 +1,7 @@
 //! The schema and the example that are shipped.
 
 use super::*;
+use crate::cli::shipped::assert_current;
 
 /// A file of the repository.
 fn shipped(path: &str) -> String {
@@ -12,14 +13,7 @@ fn shipped(path: &str) -> String {
 fn the_schema_that_is_shipped_is_current() {
     let mut current = serde_json::to_string_pretty(&json_schema()).unwrap();
     current.push('\n');
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/config.schema.json");
-    if std::env::var_os("UPDATE_SHIPPED").is_some() {
-        std::fs::write(&path, &current).unwrap();
-    }
-    assert!(
-        shipped("docs/config.schema.json") == current,
-        "docs/config.schema.json is not current; run this test with UPDATE_SHIPPED=1"
-    );
+    assert_current("docs/config.schema.json", current.as_bytes());
 }
 
 #[test]
