@@ -26,13 +26,18 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 
 /// The TLS error among an error and its causes, if there is one.
 pub(crate) fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    error_of(error)
+}
+
+/// The first error of a type among an error and its causes, if there is one.
+pub(crate) fn error_of<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     // The source of an I/O error is not the error within it but that error's source.
     let within = error
         .downcast_ref::<io::Error>()
         .and_then(io::Error::get_ref);
     let within = within.map(|error| error as &(dyn Error + 'static));
-    let found = error.downcast_ref::<rustls::Error>();
-    found.or_else(|| within.or_else(|| error.source()).and_then(tls_error))
+    let found = error.downcast_ref::<T>();
+    found.or_else(|| within.or_else(|| error.source()).and_then(error_of))
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! running daemon is not disturbed.
 
 use std::{
-    error::Error,
     fs::{self, OpenOptions, TryLockError},
     io,
     os::unix::{fs::OpenOptionsExt as _, net::UnixDatagram},
@@ -25,7 +24,7 @@ use crate::{
     config::{State, Web},
     daemon,
     deliver::{OtlpOptions, SinkOptions, Target, journald, otlp},
-    error_chain::chain,
+    error_chain::{chain, error_of, tls_error},
     names, paths,
     secret::SecretSource,
     store::{
@@ -390,11 +389,11 @@ fn transport_advice(endpoint: &Endpoint, error: &reqwest::Error) -> &'static str
                              the system's (update-ca-certificates), or set the exporter's variable SSL_CERT_FILE to a \
                              file with every authority that is to be trusted; it then counts for OpsRamp and the \
                              database, too";
-    if source_of::<names::Failure>(error).is_some() {
+    if error_of::<names::Failure>(error).is_some() {
         return "look whether the host in the endpoint is written right, and whether this machine's name servers \
                 answer (getent hosts HOST)";
     }
-    match source_of::<rustls::Error>(error) {
+    match tls_error(error) {
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
             "look whether the port is right; where the receiver speaks plain HTTP, the endpoint starts \
              with http://"
@@ -410,31 +409,19 @@ fn transport_advice(endpoint: &Endpoint, error: &reqwest::Error) -> &'static str
     }
 }
 
-/// Returns the first cause of the given type. An I/O error does not name the error inside it as
-/// its source.
-fn source_of<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        let within = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        next = match within {
-            Some(within) => Some(within),
-            None => error.source(),
-        };
-    }
-    None
-}
-
 /// Reports what the sink would find, without writing a line.
 fn log_file(path: &Path) -> Outcome<()> {
     let shown = path.display();
+    // Files are created where links lead.
+    let real = paths::follow_links(path).unwrap_or_else(|| path.to_owned());
+    let folder = paths::folder(&real);
     let kind = match fs::metadata(path) {
         Ok(metadata) => metadata.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return new_log_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            probe(folder)?;
+            let found = format!("{} can be created", real.display());
+            return Ok(with_room(found, Disk::of(folder)));
+        }
         Err(error) => {
             return Err(Trouble::new(
                 format!("{shown} cannot be looked at: {error}"),
@@ -473,9 +460,6 @@ fn log_file(path: &Path) -> Outcome<()> {
             ""
         }
     );
-    // If the path is a link, the next file is created where the link leads, too.
-    let path = paths::follow_links(path).unwrap_or_else(|| path.to_owned());
-    let folder = paths::folder(&path);
     let passed = with_room(found, Disk::of(folder));
     Ok(match probe(folder) {
         Ok(()) => passed,
@@ -484,19 +468,6 @@ fn log_file(path: &Path) -> Outcome<()> {
             trouble.cause
         )),
     })
-}
-
-/// Checks a file that does not exist yet. If the path is a link, the file is created where the
-/// link leads.
-fn new_log_file(path: &Path) -> Outcome<()> {
-    let shown = path.display();
-    if let Some(target) = paths::link_target(path) {
-        return new_log_file(&target);
-    }
-    let folder = paths::folder(path);
-    probe(folder)?;
-    let found = format!("{shown} can be created");
-    Ok(with_room(found, Disk::of(folder)))
 }
 
 fn journal(path: &Path) -> Outcome<()> {
