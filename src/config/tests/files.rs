@@ -179,16 +179,18 @@ state:
 
 #[test]
 fn text_that_looks_like_a_number_stays_as_it_was_written() {
-    let text = MINIMAL
-        .replace("KEY", "0755")
-        .replace("[client_1]", "[1e3, 0x1F, 12_3, yes]");
+    let text = MINIMAL.replace("KEY", "0755").replace(
+        "[client_1]",
+        "[1e3, 0x1F, 12_3, yes, 340282366920938463463374607431768211455]",
+    );
     let config = config(&text);
     assert_eq!(
         config.accounts[0].options.client_id,
         SecretSource::Value(Secret::new("0755"))
     );
     let ids: Vec<&str> = config.accounts[0].tenants.iter().map(|t| &*t.id).collect();
-    assert_eq!(ids, ["1e3", "0x1F", "12_3", "yes"]);
+    let large = u128::MAX.to_string();
+    assert_eq!(ids, ["1e3", "0x1F", "12_3", "yes", &large]);
 }
 
 #[test]
