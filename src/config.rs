@@ -192,18 +192,15 @@ impl Config {
             Some(name) => Some(yaml_of(name, &read(CONFIGURATION, name)?)?),
             None => None,
         };
-        // The file's other mistakes are reported by `check` and by the exporter itself.
-        let elsewhere = Problems::default();
-        let file = node.as_ref().map(|node| node.read::<File>(&elsewhere));
+        let problems = Problems::default();
+        let file = node.as_ref().map(|node| node.read::<File>(&problems));
         let mut file = file.unwrap_or_default();
         let mut inputs = Inputs::new();
         overrides.apply(&mut file, &mut inputs);
-        let problems = Problems::default();
         let web = Resolver::new(&problems, &inputs).web(file.web);
-        let locate = |path: &str| node.as_ref().and_then(|node| node.locate(path));
-        let mut list = elsewhere.into_list(name, locate, &inputs);
+        let mut list = problems.into_list(name.zip(node.as_ref()), &inputs);
+        // The file's other mistakes are reported by `check` and by the exporter itself.
         list.retain(|problem| problem.path == "web" || problem.path.starts_with("web."));
-        list.extend(problems.into_list(name, locate, &inputs));
         ConfigError::of(list)?;
         Ok(web)
     }
@@ -229,7 +226,7 @@ impl Config {
         let problems = Problems::default();
         let resolver = Resolver::new(&problems, &inputs);
         let config = resolver.config_of(vec![account], file, &Variables::new(&|_| None));
-        ConfigError::of(problems.into_list(None, |_| None, &inputs))?;
+        ConfigError::of(problems.into_list(None, &inputs))?;
         Ok(config)
     }
 
@@ -266,8 +263,7 @@ impl Config {
         let config = resolver.config(file, &variables);
         resolver.no_sink_on_other_files(&config, name);
         let mut warnings = resolver.into_warnings();
-        let locate = |path: &str| node.as_ref().and_then(|node| node.locate(path));
-        let mut list = problems.into_list(name, locate, &inputs);
+        let mut list = problems.into_list(name.zip(node.as_ref()), &inputs);
         list.extend(variables.into_problems());
         list.extend(proxies::problems(&config, env));
         ConfigError::of(list)?;

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::yaml::Node;
 use crate::reading;
 
 /// The configuration cannot be used.
@@ -146,16 +147,6 @@ impl ConfigError {
             Ok(())
         } else {
             Err(Self::Invalid(problems))
-        }
-    }
-
-    /// Returns the single problems; empty if the file could not be read, or says nothing about an
-    /// account.
-    #[must_use]
-    pub fn problems(&self) -> &[Problem] {
-        match self {
-            Self::Invalid(problems) => problems,
-            Self::Read { .. } | Self::NoAccount { .. } => &[],
         }
     }
 }
@@ -304,12 +295,7 @@ impl Problems {
     }
 
     /// Returns the problems in the order of the file, each with its origin.
-    pub(super) fn into_list(
-        self,
-        file: Option<&Path>,
-        locate: impl Fn(&str) -> Option<Place>,
-        inputs: &Inputs,
-    ) -> Vec<Problem> {
+    pub(super) fn into_list(self, file: Option<(&Path, &Node)>, inputs: &Inputs) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self
             .0
             .into_inner()
@@ -318,9 +304,9 @@ impl Problems {
                 let input = inputs.iter().find(|(path, _)| is_within(&found.path, path));
                 let origin = match (input.map(|(_, input)| input), file) {
                     (Some(input), _) => Origin::Input(input),
-                    (None, Some(file)) => Origin::File {
-                        file: file.to_path_buf(),
-                        place: found.place.or_else(|| locate(&found.path)),
+                    (None, Some((name, node))) => Origin::File {
+                        file: name.to_path_buf(),
+                        place: found.place.or_else(|| node.locate(&found.path)),
                     },
                     (None, None) => Origin::Default,
                 };

@@ -179,8 +179,7 @@ impl WebFile {
         let node = yaml_of(path, &read(WHAT, path)?)?;
         let problems = Problems::default();
         let file: File = node.read(&problems);
-        let list = problems.into_list(Some(path), |key| node.locate(key), &Inputs::new());
-        ConfigError::of(list)?;
+        ConfigError::of(problems.into_list(Some((path, &node)), &Inputs::new()))?;
         let tls = file.tls_server_config.unwrap_or_default();
         Ok(if tls == file::Tls::default() {
             "http"
@@ -221,10 +220,9 @@ impl<'a> Resolved<'a> {
             left: Vec::new(),
         };
         let options = resolver.options(file);
-        let locate = |path: &str| node.locate(path);
         let list = resolver
             .problems
-            .into_list(Some(path), locate, &Inputs::new());
+            .into_list(Some((path, &node)), &Inputs::new());
         ConfigError::of(list)?;
         let mut warnings = resolver.warnings;
         if (!options.users.is_empty() || inline.contains(&TlsPart::Key)) && is_exposed(path) {

@@ -579,6 +579,17 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_mistake_about_the_web_server_alone_is_told_once_and_others_are_not() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "searches: 7\nweb: {listen_addresses: [10836]}\n";
+    std::fs::write(file.path(), text).unwrap();
+    let web = Config::load_web(Some(file.path()), &WebOverrides::default(), &|_| None);
+    let error = web.unwrap_err().to_string();
+    let told = error.replace(&file.path().display().to_string(), "config.yml");
+    assert_snapshot!(told, @r#"config.yml:2:26: web.listen_addresses[0]: "10836" is not an address; write one like :10836, 127.0.0.1:10836 or [::1]:10836"#);
+}
+
+#[test]
 fn addresses_that_are_not_listened_on_may_cover_each_other() {
     let addresses = "listen_addresses: [':1', '127.0.0.1:1']";
     let text = minimal_and(&format!("web: {{{addresses}, systemd_socket: true}}"));
