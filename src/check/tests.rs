@@ -906,7 +906,11 @@ fn sink_to(url: &str) -> SinkOptions {
         name: "one".into(),
         target: Target::Otlp(OtlpOptions {
             endpoint: format!("{url}/v1/logs"),
-            headers: std::collections::BTreeMap::new(),
+            headers: [(
+                "authorization".to_owned(),
+                SecretSource::Value(Secret::new("hush-hush")),
+            )]
+            .into(),
             gzip: true,
             timeout: Duration::from_secs(5),
         }),
@@ -933,43 +937,27 @@ async fn serve<T: 'static>(handler: impl axum::handler::Handler<T, ()>) -> Strin
 async fn sinks_that_cannot_work_are_named() {
     let simulator = simulator(|_| {}).await;
     let mut setup = Setup::new(&simulator.url(), |_| {});
-    let receiver = |endpoint: String| {
-        Target::Otlp(OtlpOptions {
-            endpoint,
-            headers: [(
-                "authorization".to_owned(),
-                SecretSource::Value(Secret::new("hush-hush")),
-            )]
-            .into(),
-            gzip: false,
-            timeout: Duration::from_secs(5),
-        })
+    let file = SinkOptions {
+        name: "one".into(),
+        target: Target::File {
+            path: setup.folder.path().join("no/alerts.jsonl"),
+            format: crate::deliver::Format::Json,
+        },
     };
-    let format = crate::deliver::Format::Json;
-    for (target, told, advice) in [
+    for (sink, told, advice) in [
+        (file, "cannot be written to", "create the folder"),
         (
-            Target::File {
-                path: setup.folder.path().join("no/alerts.jsonl"),
-                format,
-            },
-            "cannot be written to",
-            "create the folder",
-        ),
-        (
-            receiver(format!("http://{}/v1/logs", closed())),
+            sink_to(&format!("http://{}", closed())),
             "refused",
             "look whether the receiver runs",
         ),
         (
-            receiver(format!("{}/v1/logs", simulator.url())),
+            sink_to(&simulator.url()),
             "answered 404",
             "the endpoint's path",
         ),
     ] {
-        setup.config.sinks = vec![SinkOptions {
-            name: "one".into(),
-            target,
-        }];
+        setup.config.sinks = vec![sink];
         let (failed, next) = setup.failure().await;
         assert!(
             failed.starts_with("FAILED   sink one: ") && failed.contains(told),
