@@ -121,14 +121,14 @@ async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
     assert!(began.elapsed() < Duration::from_secs(60));
 }
 
-/// Lets alerts leave and open for ever, so that each poll has news.
-async fn alerts_come_and_go(simulator: &Simulator) {
+/// Lets alerts leave and open for ever, so that each poll has more news than are on a page.
+async fn alerts_come_and_go(simulator: &Simulator, exporter: &Exporter) {
     let old = open_alerts(simulator);
     for id in old.into_iter().cycle() {
         // An alert that has already left stays so.
         simulator.act(id, Action::Ticket).ok();
-        simulator.open_many(DEMO_TENANT, 1).unwrap();
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        simulator.open_many(DEMO_TENANT, 120).unwrap();
+        exporter.wait_for_poll().await;
     }
 }
 
@@ -144,7 +144,7 @@ async fn a_page_that_cannot_be_read_is_found_out_by_the_background_while_alerts_
     // A poll asks for the page at most once, a full read again and again.
     let is_read = eventually("the page is read", || async { of_page(2) > of_page(1) });
     tokio::select! {
-        () = alerts_come_and_go(&simulator) => {}
+        () = alerts_come_and_go(&simulator, &exporter) => {}
         () = is_read => {}
     }
 }
@@ -157,7 +157,7 @@ async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_k
     exporter.wait_until_complete().await;
     let not_found = Fault::status(404);
     simulator.inject(at_page(2, not_found));
-    let goes_on = alerts_come_and_go(&simulator);
+    let goes_on = alerts_come_and_go(&simulator, &exporter);
     let began = Instant::now();
     let noticed = eventually("some have left", || async {
         exporter.count("left").await > 0
