@@ -24,7 +24,7 @@ need() {
 need prometheus=prometheus promtool=prometheus strace=strace faketime=faketime systemd-analyze=systemd logrotate=logrotate python3=python3
 need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
     cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client buildah=buildah \
-    podman=podman crun=crun node=nodejs npm=npm
+    podman=podman crun=crun node=nodejs npm=npm jq=jq
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need no-such-command=postgresql
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
@@ -49,6 +49,7 @@ say "lints";        cargo clippy --locked --all-targets -- -D warnings
 # Known weaknesses are asked for before a release, docs/releasing.md: their list is on the network.
 say "dependencies";  cargo deny --offline check --hide-inclusion-graph bans licenses sources; cargo machete
 say "licences of others"; packaging/third_party_licenses.py --check
+say "bill of materials"; packaging/sbom.sh target/sbom.cdx.json
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 # Most tests wait more than they work.
 say "tests";        RUST_TEST_THREADS=$((3 * $(nproc))) cargo test --locked

@@ -38,6 +38,7 @@ rows=$(mktemp)
 trap 'rm -f "$tables" "$rows"' EXIT
 export OPSRAMP_BENCH_REPORT="$rows"
 
+load=$(cut -d' ' -f1 /proc/loadavg)
 machine() {
     local processor memory disk
     processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
@@ -46,7 +47,9 @@ machine() {
     printf 'Measured %s on %s cores (%s), %s, %s, Linux %s, %s, at commit %s, with a load of %s before.\n' \
         "$(date -u +%F)" "$(nproc)" "${processor:-$(uname -m)}" "$memory" "$disk" "$(uname -r)" \
         "$(rustc --version | cut -d' ' -f1-2)" "$(git describe --always --dirty 2>/dev/null || echo unknown)" \
-        "$(cut -d' ' -f1 /proc/loadavg)"
+        "$load"
+    printf 'Others: %s, %s, %s, %s.\n' "$(python3 --version)" "$(curl --version | cut -d' ' -f1-2 | head -n 1)" \
+        "$(jq --version)" "$(find /usr/lib/postgresql -name postgres -exec {} --version \; | tail -n 1)"
 }
 
 # A benchmark, and its rows as a table.

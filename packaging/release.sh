@@ -18,7 +18,7 @@ out=$(realpath -- "$1")
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/target/tools/bin:$PATH"
 cargo install --quiet --locked --debug --root target/tools \
-    cargo-deb@3.8.0 cargo-generate-rpm@0.21.1 cargo-cyclonedx@0.5.9
+    cargo-deb@3.8.0 cargo-generate-rpm@0.21.1
 
 # Panics tell where they come from: that shall not be a folder of whoever has built it. Names of folders
 # may have blanks, at which Cargo would divide RUSTFLAGS.
@@ -33,9 +33,6 @@ cargo build --release --locked
 cp target/release/opsramp-exporter LICENSE packaging/third-party-licenses.txt "$out/"
 cargo deb --locked --no-build --no-strip --output "$out/"
 cargo generate-rpm --payload-compress gzip --output "$out/"
-# What was built in, with versions, licences and checksums of the sources; no tools, no tests.
-cargo cyclonedx --format json --spec-version 1.5 --no-build-deps --override-filename opsramp-exporter.cdx
-sed "s|file://$PWD|file:///src|g" opsramp-exporter.cdx.json >"$out/opsramp-exporter.cdx.json"
-rm opsramp-exporter.cdx.json
+packaging/sbom.sh "$out/opsramp-exporter.cdx.json"
 cd -- "$out"
 sha256sum -- opsramp-exporter LICENSE third-party-licenses.txt *.deb *.rpm opsramp-exporter.cdx.json >SHA256SUMS

@@ -37,7 +37,7 @@ const DESCRIPTORS: u32 = 512;
 const SOON: Duration = Duration::from_secs(20);
 const HANGS: Duration = Duration::from_secs(120);
 
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(500);
 
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n";
 
@@ -174,7 +174,7 @@ async fn hundreds_of_clients_good_and_bad_keep_neither_a_scrape_nor_a_poll_waiti
         .unwrap()
         .push(account);
     place.config["accounts"][0]["timeout"] = json!("20s");
-    place.config["searches"][0]["interval"] = json!("1s");
+    place.config["searches"][0]["interval"] = json!("500ms");
     let exporter = place.start_with_descriptors(DESCRIPTORS).await;
     exporter.wait_until_complete().await;
     let address = address(&exporter);
@@ -193,7 +193,7 @@ async fn hundreds_of_clients_good_and_bad_keep_neither_a_scrape_nor_a_poll_waiti
     }
     let longest = scrapers.join_all().await.into_iter().max().unwrap();
     // The time must be long enough to tell whether polling keeps its interval.
-    tokio::time::sleep((INTERVAL * 5).saturating_sub(began.elapsed())).await;
+    tokio::time::sleep((INTERVAL * 20).saturating_sub(began.elapsed())).await;
     let after = exporter.metrics().await;
     let elapsed = began.elapsed();
     bad.abort_all();
@@ -201,7 +201,8 @@ async fn hundreds_of_clients_good_and_bad_keep_neither_a_scrape_nor_a_poll_waiti
     let polls = r#"opsramp_poll_duration_seconds_count{account="default""#;
     let made = after.sum(polls) - before.sum(polls);
     let due = elapsed.as_secs_f64() / INTERVAL.as_secs_f64();
-    assert!(made >= due / 2.0 - 1.0, "{made} polls in {elapsed:?}");
+    // On a busy machine, a poll may come so late that the next one is due.
+    assert!(made >= 0.8 * due - 1.0, "{made} polls in {elapsed:?}");
     assert_eq!(after.sum(r#"opsramp_up{account="default""#), 1.0);
     assert_eq!(after.sum(r#"opsramp_up{account="hanging""#), 0.0);
     let grown = peak(&exporter) - peak_before;

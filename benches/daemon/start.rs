@@ -1,4 +1,4 @@
-//! The time from the start of the process to the first answer of `/metrics`.
+//! The time from the start of the process to the first answer of `/metrics`, and to the first poll.
 
 use std::time::Duration;
 
@@ -66,6 +66,16 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     let again = || Daemon::start(folder.path(), &config).first_scrape();
     let times = (0..rounds).map(|_| again()).collect();
     let what = "the same after a SIGKILL amidst the reading of 100,000";
+    row(report, what, times, 1000.0);
+    let recovered = || {
+        let mut daemon = Daemon::start(folder.path(), &config);
+        daemon.wait_until(Duration::from_millis(2), |samples| {
+            samples.sum("opsramp_up{") == 1.0
+        });
+        daemon.spawned.elapsed()
+    };
+    let times = (0..rounds).map(|_| recovered()).collect();
+    let what = "start to the end of the first poll, killed amidst the reading of 100,000";
     row(report, what, times, 1000.0);
 }
 

@@ -97,9 +97,11 @@ pub type Text<'a> = Option<Cow<'a, str>>;
 
 /// The longest `uniqueId`, in bytes. Real ids are numbers or UUIDs.
 const MAX_ID: usize = 512;
-/// The longest text, in bytes. A longer text is cut and marked. The description has a limit of its
-/// own, which can be configured.
-const MAX_TEXT: usize = 16 * 1024;
+/// The longest subject, in bytes. Container runtimes split lines at 8 to 16 KiB.
+const MAX_SUBJECT: usize = 4 * 1024;
+/// The longest other text, in bytes. A longer text is cut and marked. The description has a limit of
+/// its own, which can be configured.
+const MAX_TEXT: usize = 1024;
 /// The longest state, status or client's name, in bytes. These are kept in memory, and become
 /// labels.
 const MAX_SHORT_TEXT: usize = 256;
@@ -245,7 +247,7 @@ impl<'a> Object<'a> for Alert<'a> {
     fn read_member<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "uniqueId" => self.id = text(map)?.unwrap_or_default(),
-            "subject" => self.subject = text(map)?,
+            "subject" => self.subject = cut_text(map, MAX_SUBJECT)?,
             "description" => self.description = uncut_text(map)?,
             "currentState" => self.state = short_text(map)?,
             "status" => self.status = short_text(map)?,
@@ -561,13 +563,13 @@ mod tests {
             format!(r#"{{"{name}": "{text}", "uniqueId": "7"}}"#)
         };
         let subject = |length| alert(&json("subject", length)).subject.unwrap().len();
-        assert_eq!(subject(MAX_TEXT), MAX_TEXT);
-        assert!(subject(MAX_TEXT + 2) <= MAX_TEXT);
-        let subject = json("subject", 60_000);
-        let escaped = subject.replacen('é', "\\n", 1);
-        for json in [subject, escaped, json("device", 60_000)] {
+        assert_eq!(subject(MAX_SUBJECT), MAX_SUBJECT);
+        assert!(subject(MAX_SUBJECT + 2) <= MAX_SUBJECT);
+        let metric = json("metric", 60_000);
+        let escaped = metric.replacen('é', "\\n", 1);
+        for json in [metric, escaped, json("device", 60_000)] {
             let alert = alert(&json);
-            let text = alert.subject.or(alert.device.name).unwrap();
+            let text = alert.metric.or(alert.device.name).unwrap();
             assert!(
                 text.len() <= MAX_TEXT && text.ends_with(" bytes]"),
                 "{text}"
