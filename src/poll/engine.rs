@@ -186,6 +186,9 @@ pub struct Engine {
     total: Option<u64>,
     /// `totalResults` of the last page of a poll.
     poll_total: u64,
+    /// By how much the total has risen between the pages of a poll. So many alerts of its earlier
+    /// pages are on later ones again, in front of those that it has not seen.
+    poll_risen: u64,
     /// Hashes of the ids of alerts that the background has found before any poll. To the first poll
     /// that sees them they are news, because more new alerts may lie behind them.
     ahead_of_polls: HashSet<u64>,
@@ -245,6 +248,7 @@ impl Engine {
             page_size: 0,
             total: None,
             poll_total: 0,
+            poll_risen: 0,
             ahead_of_polls: HashSet::new(),
             history: ReadingHistory::default(),
             rest_until: None,
@@ -707,12 +711,7 @@ impl Engine {
             return Next::Done;
         }
         self.limits.pages.note_page(facts);
-        let before = std::mem::replace(&mut self.poll_total, facts.total);
-        if facts.page > 1 && facts.total < before {
-            // A new alert that has slipped onto the page before and the alert that has left cancel
-            // each other in the count.
-            self.limits.pages.note_slipped();
-        }
+        self.compare_with_page_before(facts);
         if self.is_refused(facts.page) {
             // The server shows the page again, so a full read that was resting may begin.
             self.limits.pages.forget_refused();
@@ -737,10 +736,10 @@ impl Engine {
             self.tracker.adopt(known, page);
         }
         let is_news_to_polls = self.meet_ahead_of_polls(page);
-        let news = !delta.opened.is_empty() || !delta.tail_unchanged || is_news_to_polls;
+        let is_new = !delta.opened.is_empty() || !delta.tail_unchanged || is_news_to_polls;
+        let news = is_new || self.is_pushed_on(facts);
         let accounted = self.expected_total() == facts.total && delta.tail_unchanged;
-        // If alerts have left, a full read follows in any case.
-        let enough = self.expected_total() >= facts.total && delta.tail_unchanged;
+        let enough = accounted || !is_news_to_polls && self.only_lacks_departed(facts, delta);
         if let Some(next) = facts.next.filter(|page| !self.is_refused(*page))
             && news
             && !enough
@@ -809,6 +808,42 @@ impl Engine {
         let exists = |page: &u64| *page <= facts.pages();
         let trial = trial.filter(|_| !accounted).filter(exists);
         again.filter(exists).or(trial)
+    }
+
+    /// Takes note of what the totals of two pages of a poll tell.
+    fn compare_with_page_before(&mut self, facts: &Facts) {
+        let before = std::mem::replace(&mut self.poll_total, facts.total);
+        if facts.page == 1 {
+            self.poll_risen = 0;
+            return;
+        }
+        if facts.total < before {
+            // A new alert that has slipped onto the page before and the alert that has left cancel
+            // each other in the count.
+            self.limits.pages.note_slipped();
+        }
+        self.poll_risen += facts.total.saturating_sub(before);
+    }
+
+    /// Whether a page without news may show nothing but what the poll has seen on earlier pages,
+    /// because a page or more of alerts have opened since.
+    fn is_pushed_on(&mut self, facts: &Facts) -> bool {
+        let size = facts.page_size.max(1);
+        let is_pushed_on = self.poll_risen >= size;
+        if is_pushed_on {
+            self.poll_risen -= size;
+        }
+        is_pushed_on
+    }
+
+    /// Whether a poll can end at its first page although the count does not add up: alerts have
+    /// left, and a full read follows in any case. If something is in doubt, the full read may have
+    /// to rest first.
+    fn only_lacks_departed(&self, facts: &Facts, delta: &Delta) -> bool {
+        facts.page == 1
+            && delta.tail_unchanged
+            && self.expected_total() > facts.total
+            && !self.limits.pages.has_given_up()
     }
 
     /// Notes which alerts an answer to the background has opened. The first reading opens all of

@@ -23,7 +23,7 @@ async fn every_fault_has_its_reason_and_heals() {
         (Fault::NoResults, "decode"),
         (body("null"), "decode"),
         (
-            body(r#"{"results":["x",{"id":"1"}],"totalResults":2}"#),
+            body(r#"{"results":["x",7,{"id":"1"}],"totalResults":3}"#),
             "decode",
         ),
         (Fault::Huge { bytes: too_large }, "too_large"),

@@ -93,6 +93,36 @@ fn a_poll_that_finds_new_alerts_and_departed_ones_costs_one_request() {
     run.assert_agreement();
 }
 
+/// The first page of a burst is read, and another burst pushes it on by a page.
+#[test]
+fn a_poll_that_sees_again_what_it_has_read_reads_on() {
+    let mut run = run_with(200, 100);
+    run.server.clock += 3;
+    run.server.act(&Act::Open(250));
+    run.poll(false);
+    run.server.clock += 3;
+    run.server.act(&Act::Open(100));
+    let first: BTreeSet<u32> = run.logged_open.clone();
+    while run.poll_page.is_some() {
+        run.poll(false);
+    }
+    assert_eq!(run.logged_open.difference(&first).count(), 150);
+    run.now += Duration::from_secs(30);
+    poll_to_the_end(&mut run);
+    run.assert_agreement();
+}
+
+#[test]
+fn departures_end_no_poll_where_alerts_may_have_slipped_or_the_background_has_found_some() {
+    let mut run = run_with(400, 100);
+    run.engine.limits.pages.note_slipped();
+    run.server.act(&Act::CloseMany(100, 10));
+    run.server.clock += 3;
+    run.server.act(&Act::Open(5));
+    poll_to_the_end(&mut run);
+    assert_eq!(run.requests, 2);
+}
+
 #[test]
 fn a_first_start_costs_a_request_a_page() {
     let mut run = Run::new(false, 100, true);
@@ -123,7 +153,7 @@ fn a_poll_reads_on_behind_new_alerts_that_the_background_has_found_before_it() {
     poll_to_the_end(&mut run);
     let open = run.open_on_server();
     assert!(open.is_subset(&run.logged_open));
-    assert_eq!(run.requests, 3);
+    assert_eq!(run.requests, 4);
     // They are news only once.
     run.requests = 0;
     poll_to_the_end(&mut run);
