@@ -822,7 +822,8 @@ impl Engine {
             // each other in the count.
             self.limits.pages.note_slipped();
         }
-        self.poll_risen += facts.total.saturating_sub(before);
+        let rise = facts.total.saturating_sub(before);
+        self.poll_risen = self.poll_risen.saturating_add(rise);
     }
 
     /// Whether a page without news may show nothing but what the poll has seen on earlier pages,

@@ -112,6 +112,24 @@ fn a_poll_that_sees_again_what_it_has_read_reads_on() {
     run.assert_agreement();
 }
 
+/// A server may count whatever it likes.
+#[test]
+fn totals_that_rise_without_bound_between_pages_are_no_overflow() {
+    let mut run = run_with(200, 100);
+    for (page, total) in (1..).zip([0, u64::MAX, 0, u64::MAX]) {
+        let facts = Facts {
+            page,
+            shown: 100,
+            unreadable: 0,
+            total,
+            page_size: 100,
+            next: Some(page + 1),
+        };
+        run.engine.compare_with_page_before(&facts);
+        assert_eq!(run.engine.is_pushed_on(&facts), page > 1);
+    }
+}
+
 #[test]
 fn departures_end_no_poll_where_alerts_may_have_slipped_or_the_background_has_found_some() {
     let mut run = run_with(400, 100);
