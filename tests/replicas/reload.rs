@@ -52,8 +52,10 @@ async fn searches_whose_options_change_are_polled_on() {
         lines += 3 * SEARCHES;
         wait_for_lines(&places, "alerts.jsonl", lines).await;
     }
-    for replica in replicas {
+    for replica in &replicas {
         replica.wait_for("nothing has moved", holds(2)).await;
+    }
+    for replica in replicas {
         replica.stop().await;
     }
 }
