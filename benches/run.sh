@@ -25,6 +25,8 @@ for marker in begin end; do
     grep -q "^<!-- figures: $marker" docs/performance.md || { echo "docs/performance.md has lost its marker '$marker'" >&2; exit 1; }
 done
 
+# Before the build, which is a load of its own.
+load=$(cut -d' ' -f1 /proc/loadavg)
 if [ ${#quick[@]} -eq 0 ] && [ -z "${OPSRAMP_BENCH_BIN:-}" ]; then
     cargo build --locked --release
     # Aside: the benchmarks have one built of their own profile, in its place.
@@ -38,7 +40,6 @@ rows=$(mktemp)
 trap 'rm -f "$tables" "$rows"' EXIT
 export OPSRAMP_BENCH_REPORT="$rows"
 
-load=$(cut -d' ' -f1 /proc/loadavg)
 machine() {
     local processor memory disk
     processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)

@@ -366,11 +366,8 @@ impl<I: Issuer> Shared<I> {
 }
 
 fn longest_pause(error: &Error) -> Duration {
-    match error {
-        Error::Throttled { .. } => MAX_PAUSE,
-        _ if error.is_transient() => OUTAGE_PAUSE,
-        _ => MAX_PAUSE,
-    }
+    let is_outage = error.is_transient() && !matches!(error, Error::Throttled { .. });
+    if is_outage { OUTAGE_PAUSE } else { MAX_PAUSE }
 }
 
 // === impl State ===

@@ -23,12 +23,11 @@ use std::{
 };
 
 use tokio::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
 
 use self::{
     confirmation::Short,
     out_of_sight::OutOfSight,
-    overtaken::{Overtaken, Requests},
+    overtaken::{Ids, Overtaken, Requests},
 };
 pub use self::{
     confirmation::{Question, can_be_asked_for},
@@ -189,9 +188,9 @@ pub struct Engine {
     /// By how much the total has risen between the pages of a poll. So many alerts of its earlier
     /// pages are on later ones again, in front of those that it has not seen.
     poll_risen: u64,
-    /// Hashes of the ids of alerts that the background has found before any poll. To the first poll
-    /// that sees them they are news, because more new alerts may lie behind them.
-    ahead_of_polls: HashSet<u64>,
+    /// Alerts that the background has found before any poll. To the first poll that sees them they
+    /// are news, because more new alerts may lie behind them.
+    ahead_of_polls: Ids,
     history: ReadingHistory,
     /// Time until which a full read has to wait if only the count, or an incomplete reading, asks
     /// for it.
@@ -249,7 +248,7 @@ impl Engine {
             total: None,
             poll_total: 0,
             poll_risen: 0,
-            ahead_of_polls: HashSet::new(),
+            ahead_of_polls: Ids::default(),
             history: ReadingHistory::default(),
             rest_until: None,
             vain_in_a_row: 0,
@@ -852,22 +851,20 @@ impl Engine {
     fn note_ahead_of_polls(&mut self, page: &[Sighting<'_>], delta: &Delta) {
         let most = self.options.max_poll_pages.saturating_mul(self.page_size);
         if self.history.last.is_some() && (self.ahead_of_polls.len() as u64) < most {
-            let opened = delta.opened.iter().map(|place| page[*place].id);
-            let hashes = opened.map(|id| xxh3_64(id.as_bytes()));
-            self.ahead_of_polls.extend(hashes);
+            for place in &delta.opened {
+                self.ahead_of_polls.insert(page[*place].id);
+            }
         }
     }
 
     /// Whether a page of a poll shows alerts that the background has found before any poll. From now
     /// on, a poll has seen these.
     fn meet_ahead_of_polls(&mut self, page: &[Sighting<'_>]) -> bool {
-        let before = self.ahead_of_polls.len();
-        if before > 0 {
-            for sighting in page {
-                self.ahead_of_polls.remove(&xxh3_64(sighting.id.as_bytes()));
-            }
+        let mut shows_some = false;
+        for sighting in page {
+            shows_some |= self.ahead_of_polls.remove(sighting.id);
         }
-        self.ahead_of_polls.len() < before
+        shows_some
     }
 
     /// Notes whether a first page is hollow: it shows nothing although it counts alerts. Returns

@@ -62,13 +62,11 @@ impl Grid {
         random: f64,
         not_before: Option<Instant>,
     ) -> Instant {
-        let is_stretched = failures > PLAIN_RETRIES;
-        let intervals = if is_stretched { 2 } else { 1 };
-        let pause = self.interval.saturating_mul(intervals).min(MAX_BACK_OFF);
+        let pause = self.interval.saturating_mul(2).min(MAX_BACK_OFF);
         let jittered = now + pause.mul_f64(0.8 + 0.2 * random.clamp(0.0, 1.0));
         let at = if self.interval > MAX_BACK_OFF {
             jittered.min(self.next(now))
-        } else if is_stretched {
+        } else if failures > PLAIN_RETRIES {
             jittered
         } else {
             self.next(now)

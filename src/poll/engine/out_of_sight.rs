@@ -174,8 +174,8 @@ impl OutOfSight {
         self.missed.is_some() || self.has_given_up
     }
 
-    /// Whether a poll missed a page that polls do not try any more, so that only a full read can
-    /// tell what was on it.
+    /// Whether there are places that polls do not try, so that only a full read can tell what is
+    /// there.
     pub(super) fn has_given_up(&self) -> bool {
         self.has_given_up
     }

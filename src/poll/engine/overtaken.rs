@@ -18,11 +18,15 @@ pub(super) struct Requests {
 /// answer may be out of date.
 #[derive(Debug, Default)]
 pub(super) struct Overtaken {
-    /// Hashes of the ids of alerts that opened, changed or left.
-    ids: HashSet<u64>,
+    /// The alerts that opened, changed or left.
+    ids: Ids,
     /// Whether another request was answered.
     pub(super) answered: bool,
 }
+
+/// Ids of alerts, by their hashes.
+#[derive(Debug, Default)]
+pub(super) struct Ids(HashSet<u64>);
 
 // === impl Requests ===
 
@@ -64,10 +68,35 @@ impl Requests {
 
 impl Overtaken {
     pub(super) fn note(&mut self, id: &str) {
-        self.ids.insert(xxh3_64(id.as_bytes()));
+        self.ids.insert(id);
     }
 
     pub(super) fn has(&self, id: &str) -> bool {
-        !self.ids.is_empty() && self.ids.contains(&xxh3_64(id.as_bytes()))
+        self.ids.has(id)
+    }
+}
+
+// === impl Ids ===
+
+impl Ids {
+    pub(super) fn insert(&mut self, id: &str) {
+        self.0.insert(xxh3_64(id.as_bytes()));
+    }
+
+    pub(super) fn has(&self, id: &str) -> bool {
+        !self.0.is_empty() && self.0.contains(&xxh3_64(id.as_bytes()))
+    }
+
+    /// Removes an id. Returns whether it was there.
+    pub(super) fn remove(&mut self, id: &str) -> bool {
+        !self.0.is_empty() && self.0.remove(&xxh3_64(id.as_bytes()))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
     }
 }
