@@ -7,8 +7,8 @@
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
-    io::Write as _,
-    time::Duration,
+    io::{ErrorKind, Write as _},
+    time::{Duration, SystemTime},
 };
 
 use fastrand::Rng;
@@ -37,10 +37,16 @@ const ALERTS_OF_A_LONG_LOG: usize = 9000;
 /// Number of bytes that a disk writes either completely or not at all.
 const SECTOR: usize = 512;
 
+/// Number of first starts that a power cut breaks off.
+const FIRST_STARTS: usize = 10;
+
 const STATE: &str = "state.db";
 
 /// SQLite's write-ahead log.
 const LOG: &str = "state.db-wal";
+
+/// The lock, which a start takes before it opens the state file.
+const LOCK: &str = "state.db.lock";
 
 /// The files that have to outlive a power cut.
 const FILES: [&str; 3] = [STATE, LOG, FILE];
@@ -237,7 +243,10 @@ impl Disk {
         let mut unsynced = 0;
         for (name, kept) in self.files {
             if !kept.named && rng.bool() {
-                fs::remove_file(place.path(name)).unwrap();
+                // It may be gone already, where the power was cut while it was removed.
+                if let Err(error) = fs::remove_file(place.path(name)) {
+                    assert_eq!(error.kind(), ErrorKind::NotFound);
+                }
                 continue;
             }
             unsynced += kept.unsynced.len();
@@ -408,12 +417,16 @@ impl Follower {
     }
 }
 
-/// Waits until somebody writes to a file.
-async fn wait_until_written(place: &Place, name: &str) {
-    let modified = || fs::metadata(place.path(name)).map(|file| file.modified().unwrap());
-    let before = modified().ok();
+/// When a file was last written to, if it exists.
+fn written(place: &Place, name: &str) -> Option<SystemTime> {
+    let file = fs::metadata(place.path(name)).ok()?;
+    Some(file.modified().unwrap())
+}
+
+/// Waits until somebody has written to a file since `before`.
+async fn wait_until_written(place: &Place, name: &str, before: Option<SystemTime>) {
     let deadline = Instant::now() + PATIENCE;
-    while modified().ok() == before {
+    while written(place, name) == before {
         assert!(Instant::now() < deadline, "nobody writes to {name}");
         // While asleep, the test would miss the moment.
         tokio::task::yield_now().await;
@@ -455,8 +468,9 @@ async fn no_line_is_lost_or_doubled_by_power_cuts() {
         }
         // The cut often comes at the moment between a write and its sync.
         if let Some(name) = rng.choice(&[None, Some(FILE), Some(LOG)]).unwrap() {
+            let before = written(&place, name);
             opsramp.open_many(DEMO_TENANT, 20).unwrap();
-            wait_until_written(&place, name).await;
+            wait_until_written(&place, name, before).await;
         }
         unsynced += life.cut(&mut rng).await;
         follower.begin_anew();
@@ -486,8 +500,9 @@ async fn a_power_cut_while_the_log_is_copied_harms_nothing() {
         opsramp
             .open_many(DEMO_TENANT, ALERTS_OF_A_LONG_LOG)
             .unwrap();
+        let before = written(&place, STATE);
         let life = Life::begin(&place);
-        wait_until_written(&place, STATE).await;
+        wait_until_written(&place, STATE, before).await;
         tokio::time::sleep(Duration::from_millis(rng.u64(..150))).await;
         life.cut(&mut rng).await;
     }
@@ -496,4 +511,29 @@ async fn a_power_cut_while_the_log_is_copied_harms_nothing() {
         story.count("opened"),
         CUTS_OF_CHECKPOINTS * ALERTS_OF_A_LONG_LOG
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn power_cuts_during_the_first_start_harm_nothing() {
+    needed("strace", "strace");
+    let seed = seed();
+    eprintln!("OPSRAMP_TEST_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    for _ in 0..FIRST_STARTS {
+        let opsramp = opsramp(30).await;
+        let place = Place::new(&opsramp.url()).with_file_sink();
+        place.write();
+        let life = Life::begin(&place);
+        wait_until_written(&place, rng.choice(FILES).unwrap(), None).await;
+        tokio::time::sleep(Duration::from_micros(rng.u64(..10_000))).await;
+        life.cut(&mut rng).await;
+        // The second cut often comes while the start is made good.
+        let before = written(&place, LOCK);
+        let life = Life::begin(&place);
+        wait_until_written(&place, LOCK, before).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(..50))).await;
+        life.cut(&mut rng).await;
+        let story = judge(&place, &opsramp).await;
+        assert_eq!(story.count("opened"), 30);
+    }
 }

@@ -17,8 +17,8 @@ use tracing::subscriber::NoSubscriber;
 use super::{
     journal::Journal,
     open::{
-        DAMAGED, NO_DATABASE, Version, not_writable, read_as_start, refuse_log_alone, resolve,
-        with_suffix,
+        DAMAGED, FIRST_PAGE, NO_DATABASE, Version, has_log, is_blank, not_writable, read_as_start,
+        refuse_log_alone, resolve, with_suffix,
     },
 };
 use crate::{paths::folder, store::Error};
@@ -45,8 +45,6 @@ pub enum Inspection {
     },
 }
 
-/// The length of the header of an SQLite file.
-const HEADER: usize = 100;
 const MAGIC: &[u8] = b"SQLite format 3\0";
 
 /// Inspects a state file, which is neither created nor changed.
@@ -79,22 +77,20 @@ fn look(path: &Path) -> Result<Inspection, String> {
         .metadata()
         .map_err(|error| format!("cannot be looked at: {error}"))?
         .len();
-    let mut header = Vec::with_capacity(HEADER);
-    file.take(HEADER as u64)
-        .read_to_end(&mut header)
+    let mut begin = Vec::with_capacity(FIRST_PAGE);
+    file.take(FIRST_PAGE as u64 + 1)
+        .read_to_end(&mut begin)
         .map_err(|error| format!("cannot be read: {error}"))?;
     // After a crash, all content of the database may still be in the log beside it.
-    let has_log = with_suffix(&path, "-wal")
-        .metadata()
-        .is_ok_and(|log| log.len() > 0);
+    let has_log = has_log(&path);
     // SQLite takes a file of one byte for an empty one, too.
-    if header.len() <= 1 || (has_log && number(&header, 68) == Some(0)) {
+    if begin.len() <= 1 || is_blank(&begin) || (has_log && number(&begin, 68) == Some(0)) {
         return Ok(Inspection::Ready { folder, size });
     }
-    if !header.starts_with(MAGIC) {
+    if !begin.starts_with(MAGIC) {
         return Err(NO_DATABASE.to_owned());
     }
-    let (Some(version), Some(application)) = (number(&header, 60), number(&header, 68)) else {
+    let (Some(version), Some(application)) = (number(&begin, 60), number(&begin, 68)) else {
         return Err(DAMAGED.to_owned());
     };
     if has_log {
@@ -110,8 +106,8 @@ fn look(path: &Path) -> Result<Inspection, String> {
 }
 
 /// Reads a number of the header. Its offset is from SQLite's documentation of the file format.
-fn number(header: &[u8], at: usize) -> Option<i32> {
-    let bytes = header.get(at..at + 4)?;
+fn number(begin: &[u8], at: usize) -> Option<i32> {
+    let bytes = begin.get(at..at + 4)?;
     Some(i32::from_be_bytes(bytes.try_into().ok()?))
 }
 

@@ -59,6 +59,8 @@ const LOG_HEADER: u64 = 32;
 const PAGE_HEADER: u64 = 24;
 /// A log that is longer than this, in bytes, is cut back to it after it was copied.
 const LOG_BYTES: i64 = 16 * 1024 * 1024;
+/// The size of a file's first page, in bytes; SQLite's default.
+pub(super) const FIRST_PAGE: usize = 4096;
 /// What is told of a damaged file.
 pub(super) const DAMAGED: &str = "it is damaged; restore it from a backup, or move it and the files beside \
     it away: then every open alert is logged again";
@@ -190,7 +192,10 @@ impl StateFile {
             let path = resolve(path)?;
             let lock = lock_at_start(&path).map_err(LockFailure::describe)?;
             refuse_log_alone(&path)?;
-            open_or_create(&path)?;
+            let state = open_or_create(&path)?;
+            empty_if_blank(&path, &state);
+            keep_name_if_empty(&path, &state);
+            drop(state);
             let mut connection = connect(&path).map_err(|error| describe_at_start(&error))?;
             prepare(&mut connection)?;
             // Only after these checks is the file surely the exporter's.
@@ -486,19 +491,25 @@ fn resolve_new(path: &Path) -> std::result::Result<PathBuf, String> {
 }
 
 /// Refuses an empty or missing state file with a log beside it: SQLite would delete the log,
-/// although it may hold all that is stored. A crash amid the first start cannot leave this behind,
-/// because the file then has its first page before there is a log.
+/// although it may hold all that is stored. Neither a crash nor a power cut amid the first start
+/// leaves this behind: [`keep_name_if_empty`], and the file has its first page before there is a
+/// log.
 pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
-    let length = |path: &Path| path.metadata().map_or(0, |file| file.len());
-    let log = with_suffix(path, "-wal");
-    if length(path) > 0 || length(&log) == 0 {
+    let is_empty = path.metadata().map_or(0, |file| file.len()) == 0;
+    if !is_empty || !has_log(path) {
         return Ok(());
     }
     Err(format!(
         "it is empty or missing, and {}, which belongs to it, is not; restore it from a backup, or \
          move it and the files beside it away: then every open alert is logged again",
-        log.display()
+        with_suffix(path, "-wal").display()
     ))
+}
+
+/// Whether the log beside a state file holds anything.
+pub(super) fn has_log(path: &Path) -> bool {
+    let log = with_suffix(path, "-wal").metadata();
+    log.is_ok_and(|log| log.len() > 0)
 }
 
 /// Takes the lock, and tries again for a moment if it is held: when an exporter has ended, a
@@ -567,6 +578,38 @@ fn open_or_create(path: &Path) -> std::result::Result<File, String> {
         .mode(MODE)
         .open(path)
         .map_err(|error| not_writable(path, &error))
+}
+
+/// Empties a file that [`is_blank`] before SQLite refuses it. If there is a log, SQLite reads the
+/// first page from there.
+fn empty_if_blank(path: &Path, state: &File) {
+    if has_log(path) {
+        return;
+    }
+    let mut content = Vec::with_capacity(FIRST_PAGE);
+    let read = state.take(FIRST_PAGE as u64 + 1).read_to_end(&mut content);
+    if read.is_ok() && is_blank(&content) && state.set_len(0).is_ok() {
+        tracing::warn!(
+            path = %path.display(),
+            "the state file held nothing but zeros, as after a power cut amid the first start; it is begun anew"
+        );
+    }
+}
+
+/// Whether a file's content is what a power cut may leave of one that was just created: its first
+/// page was not synced and is zeros. No tables fit into one page.
+pub(super) fn is_blank(content: &[u8]) -> bool {
+    (1..=FIRST_PAGE).contains(&content.len()) && content.iter().all(|byte| *byte == 0)
+}
+
+/// Syncs the folder of a state file that was just created. Without that, a power cut could keep the
+/// log's name and lose the file's. Where folders cannot be synced, as on some network file systems,
+/// SQLite does without, too.
+fn keep_name_if_empty(path: &Path, state: &File) {
+    let is_empty = state.metadata().is_ok_and(|file| file.len() == 0);
+    if is_empty && let Ok(folder) = File::open(folder(path)) {
+        folder.sync_all().ok();
+    }
 }
 
 /// Takes away the rights that others have to the file and its log; a restored copy may have such
@@ -741,7 +784,9 @@ fn version(connection: &Connection) -> Result<Version> {
 }
 
 fn write_ahead(connection: &Connection, new: bool) -> Result<String> {
-    if new {
+    let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+    // Where a first start was broken off, the file may have a log already, which this would remove.
+    if new && !mode.eq_ignore_ascii_case("wal") {
         // A new file holds nothing that a rollback journal could restore, and the journal's fsyncs
         // are most of what the first start waits for.
         connection.pragma_update_and_check(None, "journal_mode", "memory", |_| Ok(()))?;

@@ -1,4 +1,4 @@
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use super::open::BUSY_TIMEOUT;
 use crate::store::{
@@ -114,6 +114,21 @@ async fn a_closed_store_leaves_no_log_though_its_page_was_read() {
     store.close().await;
     let log = folder.path().join("state.db-wal");
     assert!(!log.exists());
+}
+
+#[tokio::test]
+async fn a_first_start_after_one_that_was_broken_off_keeps_its_log() {
+    let (options, folder) = fresh();
+    let path = folder.path().join("state.db");
+    let broken_off = rusqlite::Connection::open(&path).unwrap();
+    let to_wal = broken_off.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()));
+    to_wal.unwrap();
+    drop(broken_off);
+    let log = fs::File::create(path.with_extension("db-wal")).unwrap();
+    log.set_len(5000).unwrap();
+    let store = Store::open(&options).await.unwrap();
+    assert_eq!(log.metadata().unwrap().nlink(), 1, "it was removed");
+    store.close().await;
 }
 
 #[tokio::test]

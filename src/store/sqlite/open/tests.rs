@@ -3,7 +3,7 @@ use std::{fs, os::unix::fs::MetadataExt as _};
 use rustix::fs::{CWD, Mode, mkfifoat};
 
 use super::*;
-use crate::logging::captured;
+use crate::{logging::captured, store::sqlite::inspect::inspect};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -208,6 +208,42 @@ fn a_link_may_lead_to_a_file_that_is_yet_to_be_created_but_not_in_a_circle() {
 }
 
 #[test]
+fn a_file_of_which_a_power_cut_left_only_zeros_is_begun_anew_but_no_longer_one() {
+    let (_folder, path) = state_file();
+    let (lines, _logging) = captured();
+    for size in [1, 512, 4096] {
+        fs::write(&path, vec![0; size]).unwrap();
+        inspect(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), vec![0; size]);
+        open(&path).unwrap().close();
+        fs::remove_file(&path).unwrap();
+    }
+    let lines = lines.lock().clone();
+    assert!(lines[0].contains("held nothing but zeros"), "{lines:?}");
+    let mut page = vec![0; 4096];
+    page[4095] = 1;
+    for content in [page, vec![0; 4097]] {
+        fs::write(&path, &content).unwrap();
+        assert!(problem(&path).starts_with("it is not an SQLite database"));
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_log_holds_the_state_though_the_file_holds_only_zeros() {
+    let (_folder, path) = state_file();
+    let file = open(&path).unwrap();
+    let crashed = with_suffix(&path, ".crashed");
+    fs::write(&crashed, vec![0; FIRST_PAGE]).unwrap();
+    fs::copy(file.sidecar("-wal"), with_suffix(&crashed, "-wal")).unwrap();
+    inspect(&crashed).unwrap();
+    let (lines, _logging) = captured();
+    let restored = open(&crashed).unwrap();
+    assert_eq!(schema(restored.reader()), schema(file.reader()));
+    assert!(!lines.lock().iter().any(|line| line.contains("zeros")));
+}
+
+#[test]
 fn a_log_without_its_file_is_kept_and_not_taken_for_a_new_state() {
     let (_folder, path) = state_file();
     let log = with_suffix(&path, "-wal");
@@ -223,7 +259,7 @@ fn a_log_without_its_file_is_kept_and_not_taken_for_a_new_state() {
         |path: &Path| fs::remove_file(path),
     ] {
         lose(&path).unwrap();
-        let inspected = super::super::inspect(&path).unwrap_err().to_string();
+        let inspected = inspect(&path).unwrap_err().to_string();
         let problem = problem(&path);
         assert!(
             problem.starts_with("it is empty or missing, and "),
@@ -429,7 +465,7 @@ fn a_file_that_is_yet_to_be_migrated_is_sound_and_an_inspection_leaves_it_as_it_
     migrate(&mut old, 0, &MIGRATIONS[..1]).unwrap();
     drop(old);
     let before = fs::read(&path).unwrap();
-    super::super::inspect(&path).unwrap();
+    inspect(&path).unwrap();
     assert!(fs::read(&path).unwrap() == before, "it was written to");
     open(&path).unwrap();
 }
