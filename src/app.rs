@@ -23,7 +23,7 @@ use crate::{
     metrics::{BuildInfo, Metrics},
     opsramp::{self, BuildError},
     reading,
-    runtime::{block_on, block_on_with_thread, check_threads},
+    runtime::{block_on, block_on_with_thread, check_threads, claim_descriptors},
     search_command,
     secret::SecretSource,
     signals::Signals,
@@ -81,6 +81,7 @@ fn run_command(cli: &Cli) -> ExitCode {
 
 fn dispatch(cli: &Cli) -> Outcome {
     check_threads()?;
+    claim_descriptors()?;
     match &cli.command {
         Command::Version => print(&format!("{}\n", cli::version())),
         Command::Config { schema: true } => {

@@ -14,7 +14,6 @@ use std::{
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -168,8 +167,6 @@ impl Daemon {
         quit: &CancellationToken,
         opened: &Arc<OnceLock<Store>>,
     ) -> anyhow::Result<Self> {
-        // The web server takes its share of the limit below.
-        raise_descriptor_limit();
         let guard = guard(&config.web).await?;
         let health = Health::default();
         let options = store_options(&config.state, &listeners);
@@ -576,22 +573,6 @@ async fn unless_stopped<T>(
         done = work => Ok(done),
         name = signals.stop() => Err(name),
         () = quit.cancelled() => Err(QUIT),
-    }
-}
-
-/// Raises the soft limit of file descriptors to the hard limit. With an API that accepts
-/// connections and does not answer, many accounts and tenants hold more than the usual soft limit,
-/// which is as low as 1024 only for the sake of `select(2)`.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if raised != limit
-        && let Err(error) = setrlimit(Resource::Nofile, raised)
-    {
-        tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }
 

@@ -6,11 +6,14 @@
 
 use std::{io, thread, time::Duration};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 
 /// Maximum number of threads for blocking tasks where a crowd of clients must not take the threads
 /// and the memory that others need. More tasks wait for their turn.
 const FEW_THREADS: usize = 8;
+/// Number of file descriptors without which a small set-up cannot start and poll.
+const DESCRIPTORS_AT_LEAST: u64 = 24;
 /// How long the end of a runtime waits for threads that are still busy.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
@@ -28,6 +31,32 @@ pub(crate) fn check_threads() -> io::Result<()> {
     })?;
     thread.join().ok();
     Ok(())
+}
+
+/// Raises the soft limit of file descriptors to the hard limit, and checks whether it suffices.
+/// With an API that accepts connections and does not answer, many accounts and tenants hold more
+/// than the usual soft limit, which is as low as 1024 only for the sake of `select(2)`. Where a
+/// runtime gets none, tokio panics.
+///
+/// # Errors
+/// If it does not suffice. The message says what to do.
+pub(crate) fn claim_descriptors() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if raised != limit {
+        // If this is refused, the soft limit has to do.
+        setrlimit(Resource::Nofile, raised).ok();
+    }
+    match getrlimit(Resource::Nofile).current {
+        Some(most) if most < DESCRIPTORS_AT_LEAST => Err(io::Error::other(format!(
+            "the limit of open files is {most}, and at least {DESCRIPTORS_AT_LEAST} are needed; raise \
+             LimitNOFILE, the container's ulimit or ulimit -n"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Runs a future to its end on the calling thread.

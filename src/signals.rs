@@ -1,7 +1,8 @@
 //! The signals that a process follows.
 
-use std::{io, time::Duration};
+use std::{fs, io, time::Duration};
 
+use rustix::process::Signal as Number;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::Instant,
@@ -11,7 +12,10 @@ use tokio::{
 /// this time counts as the same signal.
 const ECHO: Duration = Duration::from_secs(1);
 /// A write would exceed the limit of a file's size (SIGXFSZ).
-const FILE_SIZE: SignalKind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+const FILE_SIZE: SignalKind = SignalKind::from_raw(Number::XFSZ.as_raw());
+
+/// What the kernel tells of this process.
+const STATUS: &str = "/proc/self/status";
 
 /// What a signal tells the daemon to do.
 pub(crate) enum Command {
@@ -38,6 +42,7 @@ impl Signals {
         // Listening once replaces the default action for good. So a write beyond the limit fails
         // with an error, as on a full disk, where by default the process would be killed.
         drop(signal(FILE_SIZE)?);
+        warn_of_blocked();
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
@@ -75,11 +80,52 @@ impl Signals {
     }
 }
 
+/// Warns of signals that never arrive because whoever started this process blocks them; a process
+/// inherits that.
+fn warn_of_blocked() {
+    // Where there is no such file, nobody can tell.
+    let names = fs::read_to_string(STATUS).map_or_else(|_| Vec::new(), |status| blocked(&status));
+    if !names.is_empty() {
+        tracing::warn!(
+            "{} will not be noticed: the program that started the exporter blocks signals; start it by one that does \
+             not (a stop needs SIGKILL otherwise, or POST /-/quit where that is enabled)",
+            names.join(", ")
+        );
+    }
+}
+
+/// Returns which of the signals that the daemon follows are blocked, according to the text of
+/// `/proc/PID/status` (its mask is hexadecimal, the lowest bit is signal 1: proc(5)).
+fn blocked(status: &str) -> Vec<&'static str> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let is_blocked = |signal: Number| mask.unwrap_or_default() >> (signal.as_raw() - 1) & 1 == 1;
+    let followed = [
+        (Number::TERM, "SIGTERM"),
+        (Number::INT, "SIGINT"),
+        (Number::HUP, "SIGHUP"),
+    ];
+    let blocked = followed
+        .into_iter()
+        .filter(|(signal, _)| is_blocked(*signal));
+    blocked.map(|(_, name)| name).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use rustix::process::{Signal as Number, getpid, kill_process};
+    use rustix::process::{getpid, kill_process};
 
     use super::*;
+
+    #[test]
+    fn what_is_blocked_is_read_from_the_mask() {
+        let status = |mask| format!("Name:\tx\nSigPnd:\tffff\nSigBlk:\t{mask}\nSigIgn:\tffff\n");
+        assert_eq!(blocked(&status("0000000000004002")), ["SIGTERM", "SIGINT"]);
+        assert_eq!(blocked(&status("fffffffe7ffbbeff")), ["SIGINT", "SIGHUP"]);
+        assert!(blocked(&status("0000000000000000")).is_empty());
+        assert!(blocked(&status("?")).is_empty());
+        assert!(blocked("").is_empty());
+    }
 
     /// One test only, because signals go to the whole process.
     #[tokio::test]

@@ -251,6 +251,32 @@ async fn of_the_limit_of_open_files_the_hard_one_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn too_few_open_files_are_told_with_what_to_do() {
+    let place = Place::new("http://127.0.0.1:1");
+    place.write();
+    for limit in [6, 12, 23] {
+        let shell = place.by_shell(&format!("ulimit -n {limit} && exec \"$0\" \"$@\""));
+        let ended = place.run(shell).await;
+        assert_eq!(ended.code(), Some(1), "{limit}");
+        let told = format!("the limit of open files is {limit}, and at least 24 are needed");
+        assert!(ended.error().contains(&told), "{}", ended.error());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_that_the_parent_blocks_are_told() {
+    needed("env", "coreutils");
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    place.write();
+    let blocking = place.by_shell("exec env --block-signal=TERM,HUP \"$0\" \"$@\"");
+    let exporter = place.start_as(blocking).await;
+    let told = "SIGTERM, SIGHUP will not be noticed";
+    exporter.stderr.line(|line| line.contains(told)).await;
+    exporter.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_standard_output_that_leads_nowhere_is_told_once_at_the_start() {
     const TOLD: &str = "standard output is closed or leads to /dev/null";
     let opsramp = opsramp(1).await;
