@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use crate::{
     exporter::{Exporter, Members, Metrics, Place, Signal, eventually, opsramp_with},
-    holds, opsramp,
+    holds,
+    lock::Lock,
+    opsramp,
     postgres::{self, Cluster},
     proxy::{Proxy, Weather},
     replica, schema_of, tenant, wait_until_ready,
@@ -547,6 +549,25 @@ async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_han
         "{:?}",
         told.elapsed()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_database_that_hangs_while_it_is_asked_for_a_search() {
+    let cluster = postgres::shared();
+    let opsramp = opsramp(1).await;
+    let url = cluster.fresh();
+    replica(&opsramp, 1, 1, &url).start().await.stop().await;
+    let lock = Lock::take(&url, "LOCK TABLE departed").await;
+    let (proxy, database) = behind_proxy(cluster, &url).await;
+    let exporter = replica(&opsramp, 1, 1, &database).start().await;
+    lock.wait_until_somebody_waits().await;
+    proxy.set(Weather::Silent);
+    let told = Instant::now();
+    exporter.stop().await;
+    // The question itself would be given up after ten seconds.
+    let took = told.elapsed();
+    assert!(took < Duration::from_secs(9), "{took:?}");
+    lock.let_go().await;
 }
 
 /// Nothing else would report that a table only grows.
