@@ -18,7 +18,7 @@ use super::{
     journal::Journal,
     open::{
         DAMAGED, FIRST_PAGE, NO_DATABASE, Version, has_log, is_blank, not_writable, read_as_start,
-        refuse_log_alone, resolve, with_suffix,
+        refuse_log_alone, refuse_unwritable_beside, resolve, with_suffix,
     },
 };
 use crate::{paths::folder, store::Error};
@@ -62,16 +62,21 @@ fn look(path: &Path) -> Result<Inspection, String> {
     let path = resolve(path)?;
     let lock = with_suffix(&path, ".lock");
     if let Some(by) = holder(&lock).map_err(|error| not_writable(&lock, &error))? {
-        return Ok(Inspection::InUse { by });
+        // Whoever looks may lack a right that the exporter has. But nobody can write to a file
+        // system that has become read-only.
+        return match open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                Err(not_writable(&path, &error))
+            }
+            _ => Ok(Inspection::InUse { by }),
+        };
     }
+    open(&lock).map_err(|error| not_writable(&lock, &error))?;
+    refuse_unwritable_beside(&path)?;
     refuse_log_alone(&path)?;
     let folder = folder(&path).to_owned();
-    let file = match OpenOptions::new().read(true).write(true).open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Inspection::New { folder });
-        }
-        Err(error) => return Err(not_writable(&path, &error)),
+    let Some(file) = open(&path).map_err(|error| not_writable(&path, &error))? else {
+        return Ok(Inspection::New { folder });
     };
     let size = file
         .metadata()
@@ -103,6 +108,14 @@ fn look(path: &Path) -> Result<Inspection, String> {
         })?;
     }
     Ok(Inspection::Ready { folder, size })
+}
+
+/// Opens a file as the exporter would, if it exists.
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// Reads a number of the header. Its offset is from SQLite's documentation of the file format.

@@ -192,9 +192,10 @@ impl StateFile {
             let path = resolve(path)?;
             let lock = lock_at_start(&path).map_err(LockFailure::describe)?;
             refuse_log_alone(&path)?;
+            refuse_unwritable_beside(&path)?;
             let state = open_or_create(&path)?;
             empty_if_blank(&path, &state);
-            keep_name_if_empty(&path, &state);
+            sync(&path, &state)?;
             drop(state);
             let mut connection = connect(&path).map_err(|error| describe_at_start(&error))?;
             prepare(&mut connection)?;
@@ -491,11 +492,11 @@ fn resolve_new(path: &Path) -> std::result::Result<PathBuf, String> {
 }
 
 /// Refuses an empty or missing state file with a log beside it: SQLite would delete the log,
-/// although it may hold all that is stored. Neither a crash nor a power cut amid the first start
-/// leaves this behind: [`keep_name_if_empty`], and the file has its first page before there is a
-/// log.
+/// although it may hold all that is stored. Neither a crash nor a power cut leaves this behind: the
+/// file is [synced](sync) before SQLite opens it, and has its first page before there is a log.
 pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
-    let is_empty = path.metadata().map_or(0, |file| file.len()) == 0;
+    // SQLite takes a file of one byte for an empty one, too.
+    let is_empty = path.metadata().map_or(0, |file| file.len()) <= 1;
     if !is_empty || !has_log(path) {
         return Ok(());
     }
@@ -602,14 +603,34 @@ pub(super) fn is_blank(content: &[u8]) -> bool {
     (1..=FIRST_PAGE).contains(&content.len()) && content.iter().all(|byte| *byte == 0)
 }
 
-/// Syncs the folder of a state file that was just created. Without that, a power cut could keep the
-/// log's name and lose the file's. Where folders cannot be synced, as on some network file systems,
-/// SQLite does without, too.
-fn keep_name_if_empty(path: &Path, state: &File) {
-    let is_empty = state.metadata().is_ok_and(|file| file.len() == 0);
-    if is_empty && let Ok(folder) = File::open(folder(path)) {
+/// Syncs the state file and its name, which were perhaps just created, restored or moved here. The
+/// first commit makes the log durable, but not the file: SQLite syncs that at the next checkpoint,
+/// and a power cut before could leave the log alone. Where folders cannot be synced, as on some
+/// network file systems, SQLite does without, too.
+fn sync(path: &Path, state: &File) -> std::result::Result<(), String> {
+    state
+        .sync_all()
+        .map_err(|error| not_writable(path, &error))?;
+    if let Ok(folder) = File::open(folder(path)) {
         folder.sync_all().ok();
     }
+    Ok(())
+}
+
+/// Fails if a file beside the state file cannot be written: SQLite would open it for reading only,
+/// and would keep it so when somebody mends that. This must come before SQLite opens the files,
+/// because whoever closes one of them gives up the locks of this process.
+pub(super) fn refuse_unwritable_beside(path: &Path) -> std::result::Result<(), String> {
+    for suffix in ["-wal", "-shm"] {
+        let path = with_suffix(path, suffix);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(not_writable(&path, &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Takes away the rights that others have to the file and its log; a restored copy may have such

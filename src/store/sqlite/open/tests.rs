@@ -272,6 +272,32 @@ fn a_log_without_its_file_is_kept_and_not_taken_for_a_new_state() {
 }
 
 #[test]
+fn a_file_beside_it_that_cannot_be_written_is_refused_before_sqlite_reads_it() {
+    let (_folder, path) = state_file();
+    open(&path).unwrap().close();
+    for suffix in ["-wal", "-shm"] {
+        let beside = with_suffix(&path, suffix);
+        fs::create_dir(&beside).unwrap();
+        let told = format!("{} cannot be opened for writing", beside.display());
+        assert!(problem(&path).starts_with(&told));
+        let inspected = inspect(&path).unwrap_err().to_string();
+        assert!(inspected.contains(&told), "{inspected}");
+        fs::remove_dir(&beside).unwrap();
+    }
+    open(&path).unwrap().close();
+}
+
+#[test]
+fn a_file_of_one_byte_beside_a_log_is_refused_as_an_empty_one() {
+    let (_folder, path) = state_file();
+    for content in ["", "\n"] {
+        fs::write(&path, content).unwrap();
+        fs::write(with_suffix(&path, "-wal"), "a log").unwrap();
+        assert!(problem(&path).starts_with("it is empty or missing"));
+    }
+}
+
+#[test]
 fn an_operator_can_read_while_it_is_open() {
     let (_folder, path) = state_file();
     let mut file = open(&path).unwrap();
