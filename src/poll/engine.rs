@@ -185,9 +185,11 @@ pub struct Engine {
     total: Option<u64>,
     /// `totalResults` of the last page of a poll.
     poll_total: u64,
-    /// By how much the total has risen between the pages of a poll. So many alerts of its earlier
-    /// pages are on later ones again, in front of those that it has not seen.
+    /// At least how many alerts of a poll's earlier pages may be on later ones again, in front of
+    /// those that it has not seen, because the total has risen meanwhile.
     poll_risen: u64,
+    /// Whether a page of the last poll had items that could not be read.
+    poll_has_unreadable: bool,
     /// Alerts that the background has found before any poll. To the first poll that sees them they
     /// are news, because more new alerts may lie behind them.
     ahead_of_polls: Ids,
@@ -248,6 +250,7 @@ impl Engine {
             total: None,
             poll_total: 0,
             poll_risen: 0,
+            poll_has_unreadable: false,
             ahead_of_polls: Ids::default(),
             history: ReadingHistory::default(),
             rest_until: None,
@@ -315,6 +318,7 @@ impl Engine {
     pub fn is_complete(&self) -> bool {
         self.is_sound()
             && self.history.unreadable() == 0
+            && !self.poll_has_unreadable
             && !self.misses_a_page()
             && self.total == Some(self.tracker.open_count() as u64)
     }
@@ -724,7 +728,9 @@ impl Engine {
         if facts.page == 1 && facts.shown > 0 {
             self.remember_witness(page);
         }
-        let knew_nothing = self.tracker.is_empty() && !self.is_sound();
+        // One empty answer may be a server's mistake.
+        let is_known_empty = self.is_sound() && self.has_gone_through();
+        let knew_nothing = self.tracker.is_empty() && !is_known_empty;
         let idle = matches!(self.background, Background::Idle);
         if facts.page == 1 && idle && (knew_nothing || self.postponed || self.is_due(now)) {
             // The poll's first page is also the first page of the full read.
@@ -814,25 +820,27 @@ impl Engine {
         let before = std::mem::replace(&mut self.poll_total, facts.total);
         if facts.page == 1 {
             self.poll_risen = 0;
+            self.poll_has_unreadable = facts.unreadable > 0;
             return;
         }
+        self.poll_has_unreadable |= facts.unreadable > 0;
         if facts.total < before {
             // A new alert that has slipped onto the page before and the alert that has left cancel
             // each other in the count.
             self.limits.pages.note_slipped();
         }
         let rise = facts.total.saturating_sub(before);
-        self.poll_risen = self.poll_risen.saturating_add(rise);
+        // However many alerts have opened, only what was read can come again.
+        let read = (facts.page - 1).saturating_mul(facts.page_size);
+        self.poll_risen = self.poll_risen.saturating_add(rise).min(read);
     }
 
     /// Whether a page without news may show nothing but what the poll has seen on earlier pages,
-    /// because a page or more of alerts have opened since.
+    /// because alerts have opened since. Less than a page of them counts as one: as many more may
+    /// have opened as have left.
     fn is_pushed_on(&mut self, facts: &Facts) -> bool {
-        let size = facts.page_size.max(1);
-        let is_pushed_on = self.poll_risen >= size;
-        if is_pushed_on {
-            self.poll_risen -= size;
-        }
+        let is_pushed_on = self.poll_risen > 0;
+        self.poll_risen = self.poll_risen.saturating_sub(facts.page_size.max(1));
         is_pushed_on
     }
 
@@ -926,10 +934,11 @@ impl Engine {
     }
 
     /// Whether there may be something that only another reading shows, however the count adds up:
-    /// the last reading did not show everything, or polls have given up a page. If the server
-    /// refuses a page, no reading shows what is behind it.
+    /// the last reading did not show everything, polls have given up a page, or items have become
+    /// unreadable since. If the server refuses a page, no reading shows what is behind it.
     fn is_in_doubt(&self) -> bool {
-        let lacks = !self.is_sound() || self.limits.pages.has_given_up();
+        let has_become_unreadable = self.poll_has_unreadable && self.history.unreadable() == 0;
+        let lacks = !self.is_sound() || self.limits.pages.has_given_up() || has_become_unreadable;
         lacks && self.refused().is_none()
     }
 

@@ -52,18 +52,20 @@ impl Grid {
     /// Returns when to try again after `failures` in a row (from 1). After the second failure, that
     /// is after two intervals at most, so that alerts are found within two intervals once the
     /// fault has ended; and after [`MAX_BACK_OFF`] at most, be the interval longer or not.
-    /// `random`, from 0 to 1, spreads searches that failed together. The result is never before
-    /// `not_before`.
+    /// What the failed try `took` is a part of that. `random`, from 0 to 1, spreads searches that
+    /// failed together. The result is never before `not_before`.
     #[must_use]
     pub(super) fn retry(
         &self,
         now: Instant,
+        took: Duration,
         failures: u32,
         random: f64,
         not_before: Option<Instant>,
     ) -> Instant {
         let pause = self.interval.saturating_mul(2).min(MAX_BACK_OFF);
-        let jittered = now + pause.mul_f64(0.8 + 0.2 * random.clamp(0.0, 1.0));
+        let jittered = pause.mul_f64(0.8 + 0.2 * random.clamp(0.0, 1.0));
+        let jittered = now + jittered.saturating_sub(took);
         let at = if self.interval > MAX_BACK_OFF {
             jittered.min(self.next(now))
         } else if failures > PLAIN_RETRIES {
@@ -120,19 +122,22 @@ mod tests {
         #[test]
         fn back_off_grows_to_two_intervals_and_is_never_shorter_than_asked(
             failures in 1u32..100, random in 0.0f64..1.0, asked in 0u64..1000,
-            interval in 1u64..150,
+            interval in 1u64..150, took in 0u64..400,
         ) {
             let now = Instant::now();
+            let took = Duration::from_secs(took);
             let interval = Duration::from_secs(interval);
             let grid = Grid { origin: now, interval };
             let bound = now + Duration::from_secs(asked);
-            let at = grid.retry(now, failures, random, Some(bound));
+            let at = grid.retry(now, took, failures, random, Some(bound));
             prop_assert!(at >= bound);
-            prop_assert!(at <= bound.max(now + 2 * interval));
+            let whole = (2 * interval).saturating_sub(took);
+            prop_assert!(at <= bound.max(now + interval.max(whole)));
             if failures <= 2 {
                 prop_assert!(at == grid.next(now).max(bound));
             } else {
-                prop_assert!(at >= now + interval.mul_f64(1.6));
+                prop_assert!(at <= bound.max(now + whole));
+                prop_assert!(at >= now + interval.mul_f64(1.6).saturating_sub(took));
             }
         }
 
@@ -144,7 +149,7 @@ mod tests {
             let origin = Instant::now();
             let grid = Grid { origin, interval: Duration::from_secs(interval) };
             let now = origin + Duration::from_secs(elapsed);
-            let at = grid.retry(now, failures, random, None);
+            let at = grid.retry(now, Duration::ZERO, failures, random, None);
             prop_assert!(at > now && at <= now + MAX_BACK_OFF);
             // Nor is the next try sooner than the plain interval and four minutes.
             prop_assert!(at >= grid.next(now).min(now + Duration::from_secs(240)));

@@ -32,6 +32,8 @@ struct Server {
     names_next: bool,
     /// The server gives the number of alerts on a page as the size of pages.
     size_as_shown: bool,
+    /// How many of a page's items cannot be read.
+    unreadable: usize,
     /// The next page shows no alerts. A further page may also count none.
     hollow: Option<Hollow>,
 }
@@ -353,6 +355,8 @@ impl Run {
                 (repeats || self.server.names_next || goes_on) && !shown.is_empty()
             }),
         };
+        facts.unreadable = self.server.unreadable.min(shown.len());
+        shown.truncate(shown.len() - facts.unreadable);
         if let Some(hollow) = self.server.hollow.take() {
             shown.clear();
             (facts.shown, facts.next) = (0, None);

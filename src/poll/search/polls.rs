@@ -111,7 +111,7 @@ impl Running {
                     if matches!(failure, Failure::Api(_)) {
                         self.look_for_room().await;
                     }
-                    self.poll_failed(&failure);
+                    self.poll_failed(&failure, took);
                     return None;
                 }
                 Next::Done
@@ -173,7 +173,8 @@ impl Running {
         self.end_poll(Ok(()));
     }
 
-    fn poll_failed(&mut self, failure: &Failure) {
+    /// `took`: how long its last request took.
+    fn poll_failed(&mut self, failure: &Failure, took: Duration) {
         let now = Instant::now();
         self.failures.count += 1;
         self.failures.since.get_or_insert(now);
@@ -186,12 +187,12 @@ impl Running {
         self.next_poll = match failure {
             // If a secret was rotated on disk, the next poll shall pick it up.
             Failure::Api(error) if error.reason() == "auth" || error.is_echo() => {
-                self.grid.retry(now, 1, fastrand::f64(), None)
+                self.grid.retry(now, took, 1, fastrand::f64(), None)
             }
             // The first page of the next poll may bring news, so that poll is not delayed.
             Failure::Api(error) if has_first_page && error.may_concern_request() => {
                 self.failures.stretching = 0;
-                self.grid.retry(now, 1, fastrand::f64(), None)
+                self.grid.retry(now, took, 1, fastrand::f64(), None)
             }
             _ => {
                 self.failures.stretching += 1;
@@ -200,8 +201,9 @@ impl Running {
                     _ => None,
                 };
                 let not_before = wait.map(|wait| now + wait.min(schedule::MAX_BACK_OFF));
+                let failures = self.failures.stretching;
                 self.grid
-                    .retry(now, self.failures.stretching, fastrand::f64(), not_before)
+                    .retry(now, took, failures, fastrand::f64(), not_before)
             }
         };
         self.search.status.up = Some(false);
@@ -294,7 +296,7 @@ mod tests {
             drop(self.running.begin_poll());
             let poll = self.running.poll.as_mut().unwrap();
             poll.has_first_page = has_first_page;
-            self.running.poll_failed(failure);
+            self.running.poll_failed(failure, Duration::ZERO);
         }
 
         /// How long it is until the next poll.
@@ -365,6 +367,18 @@ mod tests {
         assert!(polled.wait() <= SOON);
         polled.fail(false, &status(500).into());
         assert!(polled.wait() <= SOON, "a poll has succeeded in between");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_hung_is_followed_by_no_pause_of_the_same_length() {
+        let mut polled = Polled::new().await;
+        for _ in 0..6 {
+            polled.fail(false, &status(500).into());
+        }
+        assert!(polled.wait() > LATE);
+        drop(polled.running.begin_poll());
+        polled.running.poll_failed(&status(500).into(), 2 * LATE);
+        assert!(polled.wait() <= SOON);
     }
 
     #[tokio::test]

@@ -259,9 +259,10 @@ impl Search {
     /// Waits until the next try.
     async fn pause(&self, tries: &mut Tries<'_>) -> Result<(), Stopped> {
         tries.failures += 1;
+        let (now, took) = (Instant::now(), Duration::ZERO);
         let again = tries
             .grid
-            .retry(Instant::now(), tries.failures, fastrand::f64(), None);
+            .retry(now, took, tries.failures, fastrand::f64(), None);
         while Instant::now() < again {
             self.heartbeat.beat();
             let pulse = Instant::now() + self.heartbeat.pulse();

@@ -1707,6 +1707,36 @@ fn a_result_with_an_item_that_cannot_be_read_is_not_complete_though_the_count_ad
 }
 
 #[test]
+fn items_that_have_become_unreadable_leave_a_long_result_incomplete_and_have_it_read_again() {
+    let mut run = run_with(300, 100);
+    run.poll(false);
+    assert!(run.engine.is_complete());
+    run.server.unreadable = 1;
+    poll_to_the_end(&mut run);
+    assert!(!run.engine.is_complete());
+    assert_eq!(run.engine.task(), Some(Task::Page(1)));
+    while run.background(false) {}
+    assert!(!run.engine.is_complete());
+    run.server.unreadable = 0;
+    run.now = due(&run.engine);
+    run.poll(false);
+    while run.background(false) {}
+    assert!(run.engine.is_complete());
+}
+
+#[test]
+fn a_burst_after_one_empty_answer_begins_a_reading_as_a_first_start_does() {
+    let mut run = Run::new(false, 100, true);
+    run.poll(false);
+    assert!(!run.engine.has_gone_through());
+    run.server.act(&Act::Open(250));
+    run.poll(false);
+    while run.background(false) {}
+    assert!(run.engine.has_gone_through());
+    run.assert_agreement();
+}
+
+#[test]
 fn an_id_can_be_asked_for_if_it_cannot_be_mistaken_for_grammar() {
     for id in ["1", "a1b2-c3_D4"] {
         assert!(can_be_asked_for(id), "{id}");
