@@ -185,9 +185,10 @@ pub struct Engine {
     total: Option<u64>,
     /// `totalResults` of the last page of a poll.
     poll_total: u64,
-    /// At least how many alerts of a poll's earlier pages may be on later ones again, in front of
-    /// those that it has not seen, because the total has risen meanwhile.
-    poll_risen: u64,
+    /// How many alerts of a poll's earlier pages may be on later ones again, in front of those that
+    /// it has not seen, because the total has risen meanwhile. Less than zero after a page of which
+    /// they were only a part.
+    poll_risen: i64,
     /// Whether a page of the last poll had items that could not be read.
     poll_has_unreadable: bool,
     /// Alerts that the background has found before any poll. To the first poll that sees them they
@@ -829,18 +830,21 @@ impl Engine {
             // each other in the count.
             self.limits.pages.note_slipped();
         }
-        let rise = facts.total.saturating_sub(before);
+        let rise = signed(facts.total.saturating_sub(before));
         // However many alerts have opened, only what was read can come again.
-        let read = (facts.page - 1).saturating_mul(facts.page_size);
+        let read = signed((facts.page - 1).saturating_mul(facts.page_size));
         self.poll_risen = self.poll_risen.saturating_add(rise).min(read);
     }
 
     /// Whether a page without news may show nothing but what the poll has seen on earlier pages,
     /// because alerts have opened since. Less than a page of them counts as one: as many more may
-    /// have opened as have left.
+    /// have opened as have left. Only the next page of them counts again, or a poll would never
+    /// end where alerts open all the time.
     fn is_pushed_on(&mut self, facts: &Facts) -> bool {
         let is_pushed_on = self.poll_risen > 0;
-        self.poll_risen = self.poll_risen.saturating_sub(facts.page_size.max(1));
+        if is_pushed_on {
+            self.poll_risen -= signed(facts.page_size.max(1));
+        }
         is_pushed_on
     }
 
@@ -1113,6 +1117,11 @@ impl ReadingHistory {
     fn unreadable(&self) -> u64 {
         self.last.as_ref().map_or(0, |last| last.unreadable as u64)
     }
+}
+
+/// A number of alerts, however many a server counts.
+fn signed(alerts: u64) -> i64 {
+    i64::try_from(alerts).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -152,6 +152,20 @@ fn a_burst_between_two_pages_of_a_poll_costs_a_request_a_page() {
     assert!(!run.background(false));
 }
 
+#[test]
+fn a_poll_ends_though_alerts_open_between_all_of_its_pages() {
+    let mut run = run_with(1000, 100);
+    run.server.clock += 3;
+    run.server.act(&Act::Open(150));
+    run.poll(false);
+    while run.poll_page.is_some() {
+        run.server.clock += 3;
+        run.server.act(&Act::Open(1));
+        run.poll(false);
+    }
+    assert_eq!(run.requests, 4);
+}
+
 /// A server may count whatever it likes.
 #[test]
 fn totals_that_rise_without_bound_between_pages_are_no_overflow() {
