@@ -84,7 +84,7 @@ impl Signals {
 /// inherits that.
 fn warn_of_blocked() {
     // Where there is no such file, nobody can tell.
-    let names = fs::read_to_string(STATUS).map_or_else(|_| Vec::new(), |status| blocked(&status));
+    let names = blocked(&fs::read_to_string(STATUS).unwrap_or_default());
     if !names.is_empty() {
         tracing::warn!(
             "{} will not be noticed: the program that started the exporter blocks signals; start it by one that does \

@@ -716,6 +716,8 @@ impl Engine {
         }
         self.limits.pages.note_page(facts);
         self.compare_with_page_before(facts);
+        let had_unreadable = facts.page > 1 && self.poll_has_unreadable;
+        self.poll_has_unreadable = had_unreadable || facts.unreadable > 0;
         if self.is_refused(facts.page) {
             // The server shows the page again, so a full read that was resting may begin.
             self.limits.pages.forget_refused();
@@ -821,10 +823,8 @@ impl Engine {
         let before = std::mem::replace(&mut self.poll_total, facts.total);
         if facts.page == 1 {
             self.poll_risen = 0;
-            self.poll_has_unreadable = facts.unreadable > 0;
             return;
         }
-        self.poll_has_unreadable |= facts.unreadable > 0;
         if facts.total < before {
             // A new alert that has slipped onto the page before and the alert that has left cancel
             // each other in the count.

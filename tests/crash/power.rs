@@ -446,6 +446,14 @@ async fn wait_until_written(place: &Place, name: &str, before: Option<SystemTime
     }
 }
 
+/// Checks that there is a tracer, and tells the seed of the numbers that it returns.
+fn prepared() -> Rng {
+    needed("strace", "strace");
+    let seed = seed();
+    eprintln!("OPSRAMP_TEST_SEED={seed}");
+    Rng::with_seed(seed)
+}
+
 /// Starts the daemon a last time and waits until the file has all that has happened.
 async fn judge(place: &Place, opsramp: &Simulator) -> Story {
     let exporter = place.start().await;
@@ -461,11 +469,9 @@ async fn judge(place: &Place, opsramp: &Simulator) -> Story {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_line_is_lost_or_doubled_by_power_cuts() {
-    needed("strace", "strace");
+    let mut rng = prepared();
     let cuts = number("OPSRAMP_TEST_KILLS").map_or(CUTS, |cuts| cuts as usize);
-    let seed = seed();
-    eprintln!("{cuts} power cuts, OPSRAMP_TEST_SEED={seed}");
-    let mut rng = Rng::with_seed(seed);
+    eprintln!("{cuts} power cuts");
     let opsramp = opsramp(30).await;
     let mut place = Place::new(&opsramp.url()).with_file_sink();
     place.config["searches"][0]["full_read_interval"] = "500ms".into();
@@ -502,10 +508,7 @@ async fn no_line_is_lost_or_doubled_by_power_cuts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_while_the_log_is_copied_harms_nothing() {
-    needed("strace", "strace");
-    let seed = seed();
-    eprintln!("OPSRAMP_TEST_SEED={seed}");
-    let mut rng = Rng::with_seed(seed);
+    let mut rng = prepared();
     let opsramp = opsramp(0).await;
     let place = Place::new(&opsramp.url()).with_file_sink();
     place.start().await.stop().await;
@@ -528,10 +531,7 @@ async fn a_power_cut_while_the_log_is_copied_harms_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn power_cuts_during_the_first_start_harm_nothing() {
-    needed("strace", "strace");
-    let seed = seed();
-    eprintln!("OPSRAMP_TEST_SEED={seed}");
-    let mut rng = Rng::with_seed(seed);
+    let mut rng = prepared();
     for _ in 0..STARTS {
         let opsramp = opsramp(30).await;
         let place = Place::new(&opsramp.url()).with_file_sink();
@@ -553,10 +553,7 @@ async fn power_cuts_during_the_first_start_harm_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_after_the_state_was_copied_to_its_place_harms_nothing() {
-    needed("strace", "strace");
-    let seed = seed();
-    eprintln!("OPSRAMP_TEST_SEED={seed}");
-    let mut rng = Rng::with_seed(seed);
+    let mut rng = prepared();
     for _ in 0..STARTS {
         let opsramp = opsramp(30).await;
         let place = Place::new(&opsramp.url()).with_file_sink();

@@ -255,8 +255,7 @@ async fn too_few_open_files_are_told_with_what_to_do() {
     let place = Place::new("http://127.0.0.1:1");
     place.write();
     for limit in [6, 12, 23] {
-        let shell = place.by_shell(&format!("ulimit -n {limit} && exec \"$0\" \"$@\""));
-        let ended = place.run(shell).await;
+        let ended = place.run(place.with_descriptors(limit)).await;
         assert_eq!(ended.code(), Some(1), "{limit}");
         let told = format!("the limit of open files is {limit}, and at least 24 are needed");
         assert!(ended.error().contains(&told), "{}", ended.error());

@@ -255,8 +255,12 @@ impl Place {
     /// Starts the daemon with a limit of file descriptors, and waits until it listens.
     pub(crate) async fn start_with_descriptors(&self, descriptors: u32) -> Exporter {
         self.write();
-        let script = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
-        self.start_as(self.by_shell(&script)).await
+        self.start_as(self.with_descriptors(descriptors)).await
+    }
+
+    /// The daemon with a limit of file descriptors.
+    pub(crate) fn with_descriptors(&self, descriptors: u32) -> Command {
+        self.by_shell(&format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""))
     }
 
     /// A shell command whose script starts the daemon as `"$0" "$@"`.

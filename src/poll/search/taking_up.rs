@@ -259,10 +259,10 @@ impl Search {
     /// Waits until the next try.
     async fn pause(&self, tries: &mut Tries<'_>) -> Result<(), Stopped> {
         tries.failures += 1;
-        let (now, took) = (Instant::now(), Duration::ZERO);
+        let (now, random) = (Instant::now(), fastrand::f64());
         let again = tries
             .grid
-            .retry(now, took, tries.failures, fastrand::f64(), None);
+            .retry(now, Duration::ZERO, tries.failures, random, None);
         while Instant::now() < again {
             self.heartbeat.beat();
             let pulse = Instant::now() + self.heartbeat.pulse();

@@ -6,7 +6,7 @@
 //! what a start reads.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
 };
@@ -17,8 +17,8 @@ use tracing::subscriber::NoSubscriber;
 use super::{
     journal::Journal,
     open::{
-        DAMAGED, FIRST_PAGE, NO_DATABASE, Version, has_log, is_blank, not_writable, read_as_start,
-        refuse_log_alone, refuse_unwritable_beside, resolve, with_suffix,
+        DAMAGED, NO_DATABASE, Version, beginning, has_log, is_blank, not_writable, open_existing,
+        read_as_start, refuse_log_alone, refuse_unwritable_beside, resolve, with_suffix,
     },
 };
 use crate::{paths::folder, store::Error};
@@ -64,28 +64,25 @@ fn look(path: &Path) -> Result<Inspection, String> {
     if let Some(by) = holder(&lock).map_err(|error| not_writable(&lock, &error))? {
         // Whoever looks may lack a right that the exporter has. But nobody can write to a file
         // system that has become read-only.
-        return match open(&path) {
+        return match open_existing(&path) {
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
                 Err(not_writable(&path, &error))
             }
             _ => Ok(Inspection::InUse { by }),
         };
     }
-    open(&lock).map_err(|error| not_writable(&lock, &error))?;
+    open_existing(&lock).map_err(|error| not_writable(&lock, &error))?;
     refuse_unwritable_beside(&path)?;
     refuse_log_alone(&path)?;
     let folder = folder(&path).to_owned();
-    let Some(file) = open(&path).map_err(|error| not_writable(&path, &error))? else {
+    let Some(file) = open_existing(&path).map_err(|error| not_writable(&path, &error))? else {
         return Ok(Inspection::New { folder });
     };
     let size = file
         .metadata()
         .map_err(|error| format!("cannot be looked at: {error}"))?
         .len();
-    let mut begin = Vec::with_capacity(FIRST_PAGE);
-    file.take(FIRST_PAGE as u64 + 1)
-        .read_to_end(&mut begin)
-        .map_err(|error| format!("cannot be read: {error}"))?;
+    let begin = beginning(&file).map_err(|error| format!("cannot be read: {error}"))?;
     // After a crash, all content of the database may still be in the log beside it.
     let has_log = has_log(&path);
     // SQLite takes a file of one byte for an empty one, too.
@@ -108,14 +105,6 @@ fn look(path: &Path) -> Result<Inspection, String> {
         })?;
     }
     Ok(Inspection::Ready { folder, size })
-}
-
-/// Opens a file as the exporter would, if it exists.
-fn open(path: &Path) -> io::Result<Option<File>> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        opened => opened.map(Some),
-    }
 }
 
 /// Reads a number of the header. Its offset is from SQLite's documentation of the file format.

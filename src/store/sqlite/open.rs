@@ -60,7 +60,7 @@ const PAGE_HEADER: u64 = 24;
 /// A log that is longer than this, in bytes, is cut back to it after it was copied.
 const LOG_BYTES: i64 = 16 * 1024 * 1024;
 /// The size of a file's first page, in bytes; SQLite's default.
-pub(super) const FIRST_PAGE: usize = 4096;
+const FIRST_PAGE: usize = 4096;
 /// What is told of a damaged file.
 pub(super) const DAMAGED: &str = "it is damaged; restore it from a backup, or move it and the files beside \
     it away: then every open alert is logged again";
@@ -581,15 +581,21 @@ fn open_or_create(path: &Path) -> std::result::Result<File, String> {
         .map_err(|error| not_writable(path, &error))
 }
 
+/// Opens a file for reading and writing, if it exists.
+pub(super) fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
 /// Empties a file that [`is_blank`] before SQLite refuses it. If there is a log, SQLite reads the
 /// first page from there.
 fn empty_if_blank(path: &Path, state: &File) {
     if has_log(path) {
         return;
     }
-    let mut content = Vec::with_capacity(FIRST_PAGE);
-    let read = state.take(FIRST_PAGE as u64 + 1).read_to_end(&mut content);
-    if read.is_ok() && is_blank(&content) && state.set_len(0).is_ok() {
+    if beginning(state).is_ok_and(|content| is_blank(&content)) && state.set_len(0).is_ok() {
         tracing::warn!(
             path = %path.display(),
             "the state file held nothing but zeros, as after a power cut amid the first start; it is begun anew"
@@ -597,8 +603,15 @@ fn empty_if_blank(path: &Path, state: &File) {
     }
 }
 
-/// Whether a file's content is what a power cut may leave of one that was just created: its first
-/// page was not synced and is zeros. No tables fit into one page.
+/// Reads the first page of a file, and one byte more if the file is longer.
+pub(super) fn beginning(file: &File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(FIRST_PAGE);
+    file.take(FIRST_PAGE as u64 + 1).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Whether a file's [`beginning`] is what a power cut may leave of one that was just created: its
+/// first page was not synced and is zeros. No tables fit into one page.
 pub(super) fn is_blank(content: &[u8]) -> bool {
     (1..=FIRST_PAGE).contains(&content.len()) && content.iter().all(|byte| *byte == 0)
 }
@@ -623,12 +636,7 @@ fn sync(path: &Path, state: &File) -> std::result::Result<(), String> {
 pub(super) fn refuse_unwritable_beside(path: &Path) -> std::result::Result<(), String> {
     for suffix in ["-wal", "-shm"] {
         let path = with_suffix(path, suffix);
-        match OpenOptions::new().read(true).write(true).open(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(not_writable(&path, &error));
-            }
-            _ => {}
-        }
+        open_existing(&path).map_err(|error| not_writable(&path, &error))?;
     }
     Ok(())
 }
@@ -805,12 +813,15 @@ fn version(connection: &Connection) -> Result<Version> {
 }
 
 fn write_ahead(connection: &Connection, new: bool) -> Result<String> {
-    let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
-    // Where a first start was broken off, the file may have a log already, which this would remove.
-    if new && !mode.eq_ignore_ascii_case("wal") {
-        // A new file holds nothing that a rollback journal could restore, and the journal's fsyncs
-        // are most of what the first start waits for.
-        connection.pragma_update_and_check(None, "journal_mode", "memory", |_| Ok(()))?;
+    if new {
+        let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+        // Where a first start was broken off, the file may have a log already, which this would
+        // remove.
+        if !mode.eq_ignore_ascii_case("wal") {
+            // A new file holds nothing that a rollback journal could restore, and the journal's
+            // fsyncs are most of what the first start waits for.
+            connection.pragma_update_and_check(None, "journal_mode", "memory", |_| Ok(()))?;
+        }
     }
     let mode = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
     connection.pragma_update(None, "synchronous", "full")?;

@@ -93,20 +93,28 @@ fn a_poll_that_finds_new_alerts_and_departed_ones_costs_one_request() {
     run.assert_agreement();
 }
 
-/// The first page of a burst is read, and another burst pushes it on by a page.
-#[test]
-fn a_poll_that_sees_again_what_it_has_read_reads_on() {
-    let mut run = run_with(200, 100);
+/// Reads the first page of a burst of 250 alerts, lets 100 more open and `others` happen, and ends
+/// the poll. Returns how many alerts its further pages have opened.
+fn opened_behind_a_push(run: &mut Run, others: &[Act]) -> usize {
     run.server.clock += 3;
     run.server.act(&Act::Open(250));
     run.poll(false);
     run.server.clock += 3;
     run.server.act(&Act::Open(100));
-    let first: BTreeSet<u32> = run.logged_open.clone();
-    while run.poll_page.is_some() {
-        run.poll(false);
+    for act in others {
+        run.server.act(act);
     }
-    assert_eq!(run.logged_open.difference(&first).count(), 150);
+    let first = run.logged_open.clone();
+    assert!(run.poll_page.is_some());
+    poll_to_the_end(run);
+    run.logged_open.difference(&first).count()
+}
+
+/// The first page of a burst is read, and another burst pushes it on by a page.
+#[test]
+fn a_poll_that_sees_again_what_it_has_read_reads_on() {
+    let mut run = run_with(200, 100);
+    assert_eq!(opened_behind_a_push(&mut run, &[]), 150);
     run.now += Duration::from_secs(30);
     poll_to_the_end(&mut run);
     run.assert_agreement();
@@ -116,17 +124,7 @@ fn a_poll_that_sees_again_what_it_has_read_reads_on() {
 #[test]
 fn a_poll_reads_on_though_a_departure_hides_that_it_was_pushed_on_by_a_page() {
     let mut run = run_with(200, 100);
-    run.server.clock += 3;
-    run.server.act(&Act::Open(250));
-    run.poll(false);
-    run.server.clock += 3;
-    run.server.act(&Act::Open(100));
-    run.server.act(&Act::Close(5));
-    let first: BTreeSet<u32> = run.logged_open.clone();
-    while run.poll_page.is_some() {
-        run.poll(false);
-    }
-    assert_eq!(run.logged_open.difference(&first).count(), 150);
+    assert_eq!(opened_behind_a_push(&mut run, &[Act::Close(5)]), 150);
 }
 
 /// However many alerts open between two pages, only those that were read come again.
@@ -141,9 +139,7 @@ fn a_burst_between_two_pages_of_a_poll_costs_a_request_a_page() {
     for _ in 0..8 {
         run.server.act(&Act::Open(100));
     }
-    while run.poll_page.is_some() {
-        run.poll(false);
-    }
+    poll_to_the_end(&mut run);
     // Eight pages of the burst, of which the first moved on unseen; the page that was read before;
     // and one behind it.
     assert_eq!(run.requests, 10);
