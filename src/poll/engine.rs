@@ -714,8 +714,8 @@ impl Engine {
             self.sudden.clear();
             return Next::Done;
         }
-        self.limits.pages.note_page(facts);
         self.compare_with_page_before(facts);
+        self.limits.pages.note_page(facts);
         let had_unreadable = facts.page > 1 && self.poll_has_unreadable;
         self.poll_has_unreadable = had_unreadable || facts.unreadable > 0;
         if self.is_refused(facts.page) {
@@ -818,10 +818,12 @@ impl Engine {
         again.filter(exists).or(trial)
     }
 
-    /// Takes note of what the totals of two pages of a poll tell.
+    /// Takes note of what the totals of two pages of a poll tell, or those of two polls.
     fn compare_with_page_before(&mut self, facts: &Facts) {
         let before = std::mem::replace(&mut self.poll_total, facts.total);
         if facts.page == 1 {
+            let fewer = before.saturating_sub(facts.total);
+            self.limits.pages.begin_poll(fewer);
             self.poll_risen = 0;
             return;
         }

@@ -180,13 +180,20 @@ impl OutOfSight {
         self.has_given_up
     }
 
+    /// Notes that a poll has begun, which counts so many alerts fewer than the poll before. That one
+    /// is over, and so is its retry. If those alerts have left in front of the missed places, what
+    /// was there has moved forward by as many.
+    pub(super) fn begin_poll(&mut self, fewer: u64) {
+        self.end_retry();
+        if let Some(missed) = &mut self.missed {
+            missed.from = missed.from.saturating_sub(fewer);
+        }
+    }
+
     /// Notes that a page of a poll has come. If it shows the first of the missed places, its
-    /// content is known. If it is a first page, the poll before is over, and so is its retry.
+    /// content is known.
     pub(super) fn note_page(&mut self, facts: &Facts) {
         let page = facts.page;
-        if page == 1 {
-            self.end_retry();
-        }
         let is_retry = self.is_retry(page);
         let before = self.size;
         let reached = place(page, before).saturating_add(facts.shown as u64) >= facts.total;
@@ -377,10 +384,16 @@ mod tests {
         }
     }
 
+    /// The first page of a poll comes, with pages of this size. The total is as before.
+    fn begin_poll(pages: &mut OutOfSight, size: u64) {
+        pages.begin_poll(0);
+        pages.note_page(&facts(1, size));
+    }
+
     /// What is out of sight after a poll has missed its second page, with pages of this size.
     fn missed(size: u64) -> OutOfSight {
         let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, size));
+        begin_poll(&mut pages, size);
         pages.note_missed(2);
         pages
     }
@@ -390,11 +403,11 @@ mod tests {
     #[test]
     fn a_retry_that_does_not_bring_the_missed_places_forward_is_the_last() {
         let mut pages = missed(500);
-        pages.note_page(&facts(1, 500));
+        begin_poll(&mut pages, 500);
         assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
         pages.note_page(&facts(2, 100));
         assert!(!pages.has_given_up());
-        pages.note_page(&facts(1, 500));
+        begin_poll(&mut pages, 500);
         assert!(pages.has_given_up());
         assert_eq!(pages.begin_retry(2, Instant::now()), None);
     }
@@ -406,11 +419,11 @@ mod tests {
         let mut pages = missed(500);
         for number in 0..MAX_FAILED_RETRIES {
             // A page of 500 is ten of 50.
-            pages.note_page(&facts(1, 50));
+            begin_poll(&mut pages, 50);
             let page = 11 + u64::from(number);
             assert_eq!(pages.begin_retry(2, now), Some(page));
             assert_eq!(pages.note_failed(page, took, now), FailedPage::Trial);
-            pages.note_page(&facts(1, 50));
+            begin_poll(&mut pages, 50);
             assert_eq!(pages.begin_retry(2, now + took * 9), None);
             now += took * PAUSE_FACTOR;
         }
@@ -422,7 +435,7 @@ mod tests {
         let now = Instant::now();
         let mut pages = missed(500);
         for (page, comes) in (11..).zip([false, false, true, false, false, true]) {
-            pages.note_page(&facts(1, 50));
+            begin_poll(&mut pages, 50);
             assert_eq!(pages.begin_retry(2, now), Some(page));
             if comes {
                 pages.note_page(&facts(page, 50));
@@ -436,10 +449,10 @@ mod tests {
     fn a_retry_that_hangs_puts_the_next_one_off_for_ten_minutes_at_most() {
         let now = Instant::now();
         let mut pages = missed(500);
-        pages.note_page(&facts(1, 50));
+        begin_poll(&mut pages, 50);
         assert_eq!(pages.begin_retry(2, now), Some(11));
         pages.note_failed(11, Duration::from_secs(3_600), now);
-        pages.note_page(&facts(1, 50));
+        begin_poll(&mut pages, 50);
         for (seconds, page) in [(599, None), (600, Some(12))] {
             let then = now + Duration::from_secs(seconds);
             assert_eq!(pages.begin_retry(2, then), page);
@@ -465,7 +478,7 @@ mod tests {
         pages.note_missed(3);
         assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
         pages.note_page(&facts(2, 100));
-        pages.note_page(&facts(1, 100));
+        begin_poll(&mut pages, 100);
         assert!(!pages.is_retry(2));
     }
 
@@ -473,13 +486,13 @@ mod tests {
     fn all_is_missed_up_to_where_a_larger_page_begins_unless_its_size_is_slightly_off() {
         let mut pages = OutOfSight::default();
         for size in [100, 101] {
-            pages.note_page(&facts(1, 100));
+            begin_poll(&mut pages, 100);
             pages.note_page(&facts(2, size));
             assert!(!pages.has_missed());
         }
-        pages.note_page(&facts(1, 100));
+        begin_poll(&mut pages, 100);
         pages.note_page(&facts(2, 500));
-        pages.note_page(&facts(1, 100));
+        begin_poll(&mut pages, 100);
         for page in 2..=5 {
             assert!(pages.has_missed(), "before page {page}");
             pages.note_page(&facts(page, 100));
@@ -493,11 +506,11 @@ mod tests {
         let mut pages = missed(100);
         for _ in 0..MAX_FAILED_RETRIES {
             assert!(!pages.has_given_up());
-            pages.note_page(&facts(1, 100));
+            begin_poll(&mut pages, 100);
             assert_eq!(pages.begin_retry(2, now), Some(2));
             pages.note_throttled_retry();
         }
-        pages.note_page(&facts(1, 100));
+        begin_poll(&mut pages, 100);
         assert_eq!(pages.begin_retry(2, now), None);
         assert!(pages.has_given_up());
     }
@@ -513,7 +526,7 @@ mod tests {
     #[test]
     fn a_short_last_page_is_no_page_of_another_size() {
         let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 100));
+        begin_poll(&mut pages, 100);
         for (total, is_last) in [(150, true), (151, false)] {
             let short = Facts {
                 total,
@@ -530,7 +543,7 @@ mod tests {
         let mut pages = missed(100);
         pages.note_refused(3, 100, Instant::now());
         let mut other = pages.for_other_engine();
-        other.note_page(&facts(1, 100));
+        begin_poll(&mut other, 100);
         assert!(!other.is_refused(2) && other.is_refused(3));
         assert!(pages.has_missed() && !other.has_missed());
     }
@@ -541,7 +554,7 @@ mod tests {
         let interval = Duration::from_secs(30);
         let now = Instant::now();
         let mut pages = OutOfSight::default();
-        pages.note_page(&facts(1, 100));
+        begin_poll(&mut pages, 100);
         pages.note_refused(2, 100, now);
         assert_eq!(pages.note_failed(2, took, now), FailedPage::Trial);
         for (page, pause) in [(2, took * PAUSE_FACTOR), (3, interval / 2)] {
