@@ -393,12 +393,12 @@ async fn whoever_is_stopped_during_its_start_takes_leave() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_server_or_a_firewall_closes_is_opened_again() {
-    let cluster = tokio::task::spawn_blocking(|| {
-        Cluster::start(&["fsync=off", "idle_session_timeout=150ms"])
-    });
-    let cluster = cluster.await.unwrap();
+    let cluster = own_cluster().await;
     let opsramp = opsramp(1).await;
     let place = replica(&opsramp, 1, 1, &cluster.fresh());
+    // Only from here on, since `psql` may wait as long between its connection and its statement.
+    cluster.sql("ALTER SYSTEM SET idle_session_timeout = '150ms'");
+    cluster.sql("SELECT pg_reload_conf()");
     let exporter = place.start().await;
     exporter.wait_for("it polls", all_is_well).await;
     let mut lines = 2;
@@ -408,6 +408,7 @@ async fn what_the_server_or_a_firewall_closes_is_opened_again() {
         lines += 1;
         wait_for_lines(&place, lines).await;
     }
+    assert!(cluster.log().contains("idle-session timeout"));
     exporter.stop().await;
 }
 
