@@ -132,7 +132,7 @@ impl Soak {
         let proxy = Proxy::start(opsramp.addr()).await;
         let mut place = Place::new(&proxy.url()).with_file_sink();
         place.config["searches"][0]["full_read_interval"] = "500ms".into();
-        place.config["accounts"][0]["timeout"] = "500ms".into();
+        place.config["accounts"][0]["timeout"] = "1s".into();
         place.config["accounts"][0]["max_response_size"] = "2MiB".into();
         let exporter = place.start().await;
         exporter.wait_until_complete().await;

@@ -245,7 +245,7 @@ async fn a_server_that_does_not_answer_in_time_is_told_and_got_over() {
     let name = "a slow server";
     let opsramp = opsramp(ALERTS).await;
     let mut place = Place::new(&opsramp.url());
-    place.config["accounts"][0]["timeout"] = "200ms".into();
+    place.config["accounts"][0]["timeout"] = "3s".into();
     let exporter = place.start().await;
     exporter.wait_until_complete().await;
     opsramp.inject(FaultRule::always(Fault::Stall { bytes: 100 }).at(Endpoint::Search));

@@ -132,6 +132,7 @@ async fn a_name_that_hangs_takes_a_thread_and_not_those_of_its_neighbours() {
     let neighbour = {
         let mut account = place.config["accounts"][0].clone();
         account["name"] = "neighbour".into();
+        account["timeout"] = "30s".into();
         account["url"] = opsramp.url().into();
         account
     };

@@ -122,7 +122,8 @@ async fn what_is_wrong_with_tls_is_told_and_got_over_and_nothing_secret_goes_the
     let mut place = Place::new(&format!("https://{}", proxy.address)).with_file_sink();
     std::fs::write(place.path("ca.pem"), &authority.pem).unwrap();
     place.config["accounts"][0]["tls"]["ca_file"] = "ca.pem".into();
-    place.config["accounts"][0]["timeout"] = "3s".into();
+    // It covers the handshake.
+    place.config["accounts"][0]["connect_timeout"] = "3s".into();
     let exporter = place.start().await;
     exporter.wait_until_complete().await;
 

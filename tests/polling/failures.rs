@@ -48,7 +48,11 @@ async fn every_fault_has_its_reason_and_heals() {
     for (fault, reason) in faults {
         let name = format!("{fault:?}");
         let simulator = start(world(3)).await;
-        let exporter = Exporter::start(plan(&simulator.url())).await;
+        let mut plan = plan(&simulator.url());
+        if reason == "timeout" {
+            plan.accounts[0].options.timeout = SHORT;
+        }
+        let exporter = Exporter::start(plan).await;
         exporter.wait_until_complete().await;
         simulator.inject(FaultRule::always(fault).at(Endpoint::Search));
         let series = format!(

@@ -39,6 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// within a request's timeout.
 const MAX_RESPONSE_SIZE: u64 = 4 << 20;
 
+/// The timeout of requests where tests wait for it.
+const SHORT: Duration = Duration::from_secs(3);
+
 const SINK: &str = "test";
 
 /// Returns a world without allowance or life, with so many open alerts.
@@ -59,11 +62,11 @@ fn tenant(id: &str, alerts: usize) -> TenantOptions {
     }
 }
 
+/// An account with the usual timeouts, because a busy machine may take seconds to answer. A test
+/// that waits for a timeout sets [`SHORT`].
 fn account(url: &str, tenants: &[&str]) -> Account {
     Account {
         options: opsramp::Options {
-            timeout: Duration::from_secs(2),
-            connect_timeout: Duration::from_secs(1),
             requests_per_minute: Some(1_000_000),
             max_response_size: MAX_RESPONSE_SIZE,
             ..opsramp::Options::new(

@@ -114,6 +114,9 @@ async fn a_departure_is_noticed_where_questions_by_id_fail_for_good() {
         let name = format!("{fault:?}");
         let simulator = start(world(250)).await;
         let mut plan = plan(&simulator.url());
+        if matches!(fault, Fault::SlowHeaders { .. }) {
+            plan.accounts[0].options.timeout = SHORT;
+        }
         plan.searches[0].full_read_interval = Duration::from_millis(500);
         let exporter = Exporter::start(plan).await;
         exporter.wait_until_complete().await;
