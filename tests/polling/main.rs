@@ -247,6 +247,13 @@ impl Exporter {
         self.sample("opsramp_polls_total{")
     }
 
+    /// Like [`Self::polls`], as of this moment: a rendering that took long is otherwise used for up
+    /// to a second, unless the configuration is loaded meanwhile.
+    fn polls_now(&self) -> f64 {
+        self.metrics.config_loaded(opsramp_exporter::clock::now());
+        self.polls()
+    }
+
     /// Returns the sum of the samples whose line begins with the prefix.
     fn sample(&self, prefix: &str) -> f64 {
         sum(&self.scrape(), prefix)
@@ -262,7 +269,7 @@ impl Exporter {
 
     /// Waits for a poll that begins after now and has ended.
     async fn wait_for_poll(&self) {
-        let before = self.polls();
+        let before = self.polls_now();
         eventually("two more polls begin", || async {
             self.polls() >= before + 2.0
         })

@@ -481,7 +481,11 @@ impl Exporter {
     /// Waits until a poll that begins after this call has ended.
     pub(crate) async fn wait_for_poll(&self) {
         let polls = |metrics: &Metrics| metrics.sum("opsramp_polls_total{");
-        let before = polls(&self.metrics().await);
+        // An exposition that took long to make is shown for up to a second. The next one that
+        // differs was made after this call.
+        let shown = polls(&self.metrics().await);
+        let now = self.wait_for("a poll begins", |metrics| polls(metrics) > shown);
+        let before = polls(&now.await);
         self.wait_for("two more polls begin", |metrics| {
             polls(metrics) >= before + 2.0
         })
