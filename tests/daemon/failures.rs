@@ -1,7 +1,7 @@
 //! An OpsRamp that answers wrongly, is away or is broken: what the gauges, standard error and the
 //! page say, and that the exporter recovers without help.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 
 use opsramp_exporter::simulator::{
     DEMO_KEY, DEMO_TENANT, Endpoint, Fault, FaultRule, Simulator, TenantOptions,
@@ -9,8 +9,8 @@ use opsramp_exporter::simulator::{
 use serde_json::json;
 
 use crate::exporter::{
-    Exporter, Metrics, Place, SECRET, binary, command, eventually, http_client, needed, opsramp,
-    opsramp_at, opsramp_with,
+    Exporter, Metrics, Place, SECRET, binary, command, eventually, http_client, keep_a_port,
+    needed, opsramp, opsramp_at, opsramp_with,
 };
 
 /// More than a page, so that other requests than the first page can fail, too.
@@ -56,7 +56,8 @@ async fn check_failing(name: &str, exporter: &Exporter, reason: &str) -> Metrics
         "{name}: nothing but {reason}"
     );
     assert_eq!(metrics.one("opsramp_up{"), Some(0.0), "{name}");
-    let lines = exporter.stderr.lines();
+    let is_told = |lines: &[String]| !complaints(lines).is_empty();
+    let lines = exporter.stderr.wait_for(name, is_told).await;
     let complaints = complaints(&lines);
     let [complaint] = &complaints[..] else {
         panic!("{name}: one line, not {complaints:#?}");
@@ -92,13 +93,13 @@ async fn check_healed(name: &str, exporter: Exporter, alerts: usize) {
         .wait_for(name, |lines| lines.len() >= alerts)
         .await;
     exporter.wait_for_poll().await;
-    let lines = exporter.stderr.lines();
+    let ended = exporter.stop().await;
+    let lines = &ended.stderr;
     let healed = lines
         .iter()
         .filter(|line| line.contains(" level=info ") && line.contains("works again"));
     assert_eq!(healed.count(), 1, "{name}: {lines:#?}");
-    let ended = exporter.stop().await;
-    assert_eq!(complaints(&ended.stderr).len(), 1, "{name}");
+    assert_eq!(complaints(lines).len(), 1, "{name}");
     assert_eq!(ended.stdout.len(), alerts, "{name}");
     let opened = |line: &&String| line.contains(r#""event":"opened""#);
     assert_eq!(ended.stdout.iter().filter(opened).count(), alerts, "{name}");
@@ -229,10 +230,7 @@ async fn a_token_endpoint_that_repeats_the_secret_does_not_make_us_repeat_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_nobody_answers_for_is_told_and_found_when_it_is_there() {
     let name = "an unreachable host";
-    let address = {
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        free.local_addr().unwrap()
-    };
+    let (address, _kept) = keep_a_port();
     let place = Place::new(&format!("http://{address}"));
     let exporter = place.start().await;
     check_failing(name, &exporter, "connect").await;

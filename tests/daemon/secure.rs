@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::exporter::{
-    Ended, Exporter, PATIENCE, Place, binary, command, eventually, needed, opsramp,
+    Ended, Exporter, PATIENCE, Place, binary, command, eventually, keep_a_port, needed, opsramp,
 };
 
 const PASSWORD: &str = "correct horse";
@@ -372,9 +372,7 @@ async fn a_prometheus_scrapes_it_over_tls_with_a_password() {
 "
         ),
     );
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let (address, _kept) = keep_a_port();
     let mut prometheus = place.settle(command("prometheus"));
     prometheus
         .arg("--config.file=prometheus.yml")
