@@ -377,12 +377,13 @@ async fn errors_in_the_words_of_the_api_are_understood() {
              search=\"open\",reason=\"{reason}\"}}"
         );
         let before = exporter.metrics().await.one(&failed).unwrap();
-        server.documents().instead = Some((3, status, sample(document)));
+        server.documents().instead = Some((u32::MAX, status, sample(document)));
         exporter
             .wait_for(document, |metrics| {
                 metrics.one(&failed) > Some(before) && metrics.one("opsramp_up{") == Some(0.0)
             })
             .await;
+        server.documents().instead = None;
         if status != 429 {
             wait_for_total(&exporter, 3.0).await;
         }
