@@ -122,12 +122,14 @@ async fn alerts_open_change_and_leave_in_lines_and_gauges() {
         ("Warning", "Critical")
     );
 
+    let labels = format!(r#"account="default",tenant="{DEMO_TENANT}",search="open""#);
+    let critical = format!(r#"opsramp_open_alerts{{{labels},state="Critical"}}"#);
+    // An event is counted a moment before its poll ends.
     let metrics = exporter
         .wait_for("all is counted", |metrics| {
-            metrics.sum("opsramp_alert_events_total{") == 5.0
+            metrics.sum("opsramp_alert_events_total{") == 5.0 && metrics.one(&critical) == Some(1.0)
         })
         .await;
-    let labels = format!(r#"account="default",tenant="{DEMO_TENANT}",search="open""#);
     for (sample, value) in [
         ("opsramp_up{LABELS}", 1.0),
         ("opsramp_search_complete{LABELS}", 1.0),
