@@ -117,6 +117,7 @@ async fn a_reload_that_changes_an_account_does_not_begin_its_allowance_anew() {
     let store = open_store(&folder, store::JOURNAL_LIMIT).await;
     let (mut pollers, _, metrics) = pollers(&store, &Health::default());
     let throttled = || sum(&scrape(&metrics), "opsramp_api_throttled_seconds_total{");
+    let began = Instant::now();
     for seconds in 10..16 {
         plan.accounts[0].options.timeout = Duration::from_secs(seconds);
         pollers.apply(plan.clone()).await.unwrap();
@@ -126,7 +127,8 @@ async fn a_reload_that_changes_an_account_does_not_begin_its_allowance_anew() {
     pollers.stop().await;
     store.close().await;
     let searches = simulator.requests().searches(DEMO_TENANT);
-    assert!((1..=3).contains(&searches), "{searches}");
+    let most = 3 + began.elapsed().as_secs() / 12;
+    assert!((1..=most).contains(&searches), "{searches}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,6 +146,7 @@ async fn a_tenant_that_goes_to_another_account_of_its_server_does_not_begin_its_
     let store = open_store(&folder, store::JOURNAL_LIMIT).await;
     let (mut pollers, _, _) = pollers(&store, &Health::default());
     let searches = || simulator.requests().searches(DEMO_TENANT);
+    let began = Instant::now();
     for accounts in [
         vec![of("a", &[DEMO_TENANT]), of("b", &[])],
         // The tenant moves, and comes back.
@@ -165,7 +168,8 @@ async fn a_tenant_that_goes_to_another_account_of_its_server_does_not_begin_its_
     }
     pollers.stop().await;
     store.close().await;
-    assert_eq!(searches(), 1);
+    let due = 1 + began.elapsed().as_secs() / 12;
+    assert!((1..=due).contains(&searches()), "{}", searches());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,6 +184,8 @@ async fn accounts_of_a_server_share_the_allowance_of_a_tenant() {
     };
     // With the lower limit, polls are twelve seconds apart.
     plan.accounts = vec![of("a", Some(5)), of("b", None)];
+    let began = Instant::now();
+    let due = || 1 + began.elapsed().as_secs() / 12;
     let exporter = Exporter::start(plan).await;
     let throttled = |account: &str| {
         let series = "opsramp_api_throttled_seconds_total";
@@ -189,7 +195,8 @@ async fn accounts_of_a_server_share_the_allowance_of_a_tenant() {
         throttled("a") > 3.0 && throttled("b") > 3.0
     })
     .await;
-    assert_eq!(simulator.requests().searches(DEMO_TENANT), 1);
+    let searches = || simulator.requests().searches(DEMO_TENANT);
+    assert!((1..=due()).contains(&searches()), "{}", searches());
     // Each has its turn.
     let polls =
         |account: &str| exporter.sample(&format!("opsramp_polls_total{{account=\"{account}\""));
@@ -197,5 +204,5 @@ async fn accounts_of_a_server_share_the_allowance_of_a_tenant() {
         polls("a") > 0.0 && polls("b") > 0.0
     })
     .await;
-    assert!(simulator.requests().searches(DEMO_TENANT) <= 3);
+    assert!(searches() <= 2 + due(), "{}", searches());
 }
