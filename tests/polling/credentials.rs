@@ -29,7 +29,10 @@ async fn failures_of_the_credentials_do_not_stretch_the_interval() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_asked_for_again_soon() {
     let simulator = start(world(3)).await;
-    let exporter = Exporter::start(plan(&simulator.url())).await;
+    let mut plan = plan(&simulator.url());
+    // The last ten polls are told. That with the revoked token must still be one of them.
+    plan.searches[0].interval = Duration::from_millis(500);
+    let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     simulator.world(|world, _| world.revoke_tokens(None));
     exporter.wait_for_poll().await;
@@ -53,7 +56,8 @@ async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_aske
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_request() {
     let mut options = world(3);
-    options.token_lifetime = Duration::from_secs(1);
+    // A busy machine must get from a token to its request within this time.
+    options.token_lifetime = Duration::from_secs(4);
     let simulator = start(options).await;
     let options = account(&simulator.url(), &[DEMO_TENANT]).options;
     let metrics = metrics(&Board::default()).register_account(&options.name);
@@ -71,7 +75,7 @@ async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_reque
     let wait = Fault::Status {
         code: 429,
         body: None,
-        headers: vec![("Retry-After".to_owned(), "2".to_owned())],
+        headers: vec![("Retry-After".to_owned(), "5".to_owned())],
     };
     simulator.inject(FaultRule::next(1, Endpoint::Search, wait));
     ask().await.unwrap_err();

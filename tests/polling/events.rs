@@ -37,8 +37,12 @@ async fn an_alert_opens_changes_and_leaves() {
     let simulator = start(world(0)).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
-    let id = simulator.open_many(DEMO_TENANT, 1).unwrap()[0];
-    simulator.set_state(id, State::Warning).unwrap();
+    // At one stroke: a poll in between would see a change.
+    let id = simulator.world(|world, now| {
+        let id = world.open(DEMO_TENANT, &Spec::default(), now).unwrap();
+        world.set_state(id, State::Warning, now).unwrap();
+        id
+    });
     exporter.wait_for("opened", 1).await;
     simulator.set_state(id, State::Critical).unwrap();
     exporter.wait_for("changed", 1).await;
@@ -194,9 +198,7 @@ async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
 async fn that_the_journal_is_full_is_said_until_there_is_room() {
     the_journal_is_full_until_there_is_room(|simulator| {
         // Polls succeed, and store nothing.
-        for id in open_alerts(simulator) {
-            simulator.act(id, Action::Close).unwrap();
-        }
+        act_on_all(simulator, &open_alerts(simulator), Action::Close);
     })
     .await;
 }
@@ -388,9 +390,7 @@ async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
     let_own_pages_hang(&simulator);
     // The alerts are far down in a long result, so that they are asked for by id, fifty at a time.
     let ids = open_alerts(&simulator)[..200].to_vec();
-    for id in &ids {
-        simulator.act(*id, Action::Close).unwrap();
-    }
+    act_on_all(&simulator, &ids, Action::Close);
     let began = Instant::now();
     exporter.wait_for("left", ids.len()).await;
     let took = began.elapsed();
@@ -428,13 +428,14 @@ async fn own_pages_that_would_come_too_late_are_not_asked_for() {
     let ids = simulator.open_many(DEMO_TENANT, 40).unwrap();
     exporter.wait_for("opened", 40).await;
     eventually("all is counted", || async { told() == asked() as f64 }).await;
-    assert_eq!(asked(), AT_ONCE);
-    for id in &ids[..20] {
-        simulator.act(*id, Action::Close).unwrap();
-    }
+    // Fewer, if a busy machine does not get to all of them before they would come too late.
+    let first = asked();
+    assert!((1..=AT_ONCE).contains(&first), "{first}");
+    act_on_all(&simulator, &ids[..20], Action::Close);
     exporter.wait_for("left", 20).await;
     eventually("all is counted", || async { told() == asked() as f64 }).await;
-    assert_eq!(asked(), 2 * AT_ONCE);
+    let then = asked() - first;
+    assert!((1..=AT_ONCE).contains(&then), "{then}");
 }
 
 /// A burst uses up what the background may of the allowance by id.
@@ -471,13 +472,18 @@ async fn many_pages_wait_no_longer_for_details_than_one() {
         let exporter = Exporter::start(plan).await;
         exporter.wait_until_complete().await;
         let asked = || simulator.requests().count(Endpoint::Alert);
+        let told =
+            || exporter.sample("opsramp_api_requests_total{account=\"default\",endpoint=\"alert\"");
         let before = asked();
         simulator.inject(
             FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert),
         );
         simulator.open_many(DEMO_TENANT, 100).unwrap();
         exporter.wait_for("opened", 100).await;
-        assert_eq!(asked() - before, AT_ONCE, "{known} known");
+        // The simulator counts a request when it notices that nobody waits for it any more.
+        eventually("all is counted", || async { told() == asked() as f64 }).await;
+        let asked = asked() - before;
+        assert!((1..=AT_ONCE).contains(&asked), "{known} known: {asked}");
     }
 }
 
@@ -617,6 +623,8 @@ async fn details_bring_the_description() {
     let mut plan = plan(&simulator.url());
     plan.fetch_details = true;
     plan.accounts[0].options.timeout = PATIENCE;
+    // The last ten polls are told. That of the new alerts must still be one of them.
+    plan.searches[0].interval = Duration::from_millis(500);
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     simulator.open_many(DEMO_TENANT, 3).unwrap();

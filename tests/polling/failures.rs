@@ -84,8 +84,8 @@ async fn every_fault_has_its_reason_and_heals() {
 async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
     let simulator = start(world(250)).await;
     let mut plan = plan(&simulator.url());
-    // The next poll knows the first page and succeeds.
-    plan.searches[0].interval = Duration::from_secs(2);
+    // The next poll knows the first page and succeeds, so the failure has to be seen before.
+    plan.searches[0].interval = Duration::from_secs(6);
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
     let failed = Fault::status(500);
@@ -225,9 +225,13 @@ fn told(metrics: &Metrics, event: &str) -> f64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_takes_back_nothing_of_what_was_learned_of_a_page() {
     let simulator = start(world(250)).await;
-    let fails = |fault| {
-        simulator.clear_faults();
-        simulator.inject(at_page(2, fault));
+    let mut before = None;
+    let mut fails = |fault| {
+        // The page never comes in between.
+        let number = simulator.inject(at_page(2, fault));
+        if let Some(before) = before.replace(number) {
+            simulator.remove_fault(before);
+        }
     };
     let mut plan = plan(&simulator.url());
     let folder = tempfile::tempdir().unwrap();
@@ -307,6 +311,8 @@ async fn a_reload_amid_a_further_page_of_a_poll_loses_nothing_that_is_on_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_in_trouble_delay_nobody_else() {
     const INTERVAL: Duration = Duration::from_secs(3);
+    /// How late a busy machine may poll. It is far less than the time for which the others hang.
+    const LATE: Duration = Duration::from_secs(10);
     let ids: Vec<String> = (0..300).map(|number| format!("client_{number}")).collect();
     let mut options = world(0);
     options.tenants = ids.iter().map(|id| tenant(id, 1)).collect();
@@ -332,7 +338,7 @@ async fn tenants_in_trouble_delay_nobody_else() {
         polled_twice(&exporter) == 297
     })
     .await;
-    // After the first poll, each search keeps to its grid of times.
+    // After the first poll, each search keeps to its grid of times, as far as the machine does.
     for status in exporter
         .board
         .searches()
@@ -341,7 +347,7 @@ async fn tenants_in_trouble_delay_nobody_else() {
     {
         let (last, before) = (&status.polls[0], &status.polls[1]);
         let apart = last.started.duration_since(before.started).as_secs_f64();
-        let interval = INTERVAL.as_secs_f64();
-        assert!(apart < 2.0 * interval, "{}: {apart} s apart", status.key);
+        let most = (2 * INTERVAL + LATE).as_secs_f64();
+        assert!(apart < most, "{}: {apart} s apart", status.key);
     }
 }

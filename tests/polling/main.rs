@@ -25,7 +25,7 @@ use opsramp_exporter::{
     secret::{Secret, SecretSource},
     simulator::{
         self, Action, AlertId, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault,
-        FaultRule, Oversized, RetryAfter, Simulator, State, TenantOptions, Ts,
+        FaultRule, Oversized, RetryAfter, Simulator, Spec, State, TenantOptions, Ts,
     },
     status::{Board, DiscoveryStatus, PartnerStatus, SearchStatus},
     store::{self, Store},
@@ -306,6 +306,15 @@ async fn start(options: simulator::Options) -> Simulator {
 /// Returns the open alerts of the tenant, oldest first.
 fn open_alerts(simulator: &Simulator) -> Vec<AlertId> {
     simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())
+}
+
+/// Does something to alerts at one stroke, so that no poll comes in between.
+fn act_on_all(simulator: &Simulator, ids: &[AlertId], action: Action) {
+    simulator.world(|world, now| {
+        for id in ids {
+            world.act(*id, action, now).unwrap();
+        }
+    });
 }
 
 /// A fault of one page of searches.
