@@ -9,7 +9,7 @@ use std::{
     ffi::OsString,
     fs,
     io::Write as _,
-    net::{Ipv4Addr, TcpListener},
+    net::Ipv4Addr,
     os::unix::{fs::chown, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{net::TcpSocket, time::Instant};
 
 /// The user that owns the databases.
 const USER: &str = "exporter";
@@ -26,7 +26,7 @@ const USER: &str = "exporter";
 pub(crate) const PASSWORD: &str = "pw-9Jd-not-to-be-seen-4Qe";
 
 /// The time limit for a start, which takes a second or two on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Number of schemas that are made at once, because each run of `psql` takes a while.
 const AT_ONCE: usize = 50;
@@ -46,6 +46,9 @@ const WATCH: &str = r#"
 pub(crate) struct Cluster {
     folder: PathBuf,
     port: u16,
+    /// Keeps the port from being given to others, also while the server does not run. Nobody listens
+    /// on this socket, so connections are refused then.
+    kept: Option<TcpSocket>,
     settings: Vec<&'static str>,
     watcher: Option<Child>,
     /// Names of empty schemas, and the number of schemas made so far.
@@ -137,6 +140,7 @@ impl Cluster {
         Self {
             folder,
             port: 0,
+            kept: None,
             settings: settings.to_vec(),
             watcher: None,
             schemas: Mutex::default(),
@@ -147,9 +151,12 @@ impl Cluster {
     fn find_a_port(&mut self) {
         // Another process may take the port before the server does.
         for _ in 0..5 {
-            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            self.port = free.local_addr().unwrap().port();
-            drop(free);
+            let kept = TcpSocket::new_v4().unwrap();
+            // With this option on both sockets, the server can listen all the same.
+            kept.set_reuseaddr(true).unwrap();
+            kept.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            self.port = kept.local_addr().unwrap().port();
+            self.kept = Some(kept);
             if self.go_on() {
                 return;
             }
