@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::exporter::{Exporter, Metrics, Place, eventually, opsramp_with};
 
 /// Long enough for a busy machine, short enough for a test.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(5);
 
 /// Starts an OpsRamp with so many tenants, each with a few open alerts.
 async fn opsramp(tenants: usize) -> Simulator {

@@ -14,6 +14,7 @@ use opsramp_exporter::simulator::Simulator;
 use tokio::time::Instant;
 
 use crate::{
+    LEASE,
     exporter::{Exporter, Members, PATIENCE, Place, Signal, eventually, number, seed},
     lock::Lock,
     opsramp, postgres, replica, schema_of, tenant,
@@ -24,7 +25,7 @@ const TENANTS: usize = 4;
 const SEARCHES: usize = 2;
 
 /// Longer than a lease.
-const SLEEP: Duration = Duration::from_secs(4);
+const SLEEP: Duration = Duration::from_secs(LEASE.as_secs() + 1);
 
 /// More lines than are delivered in one batch here.
 const BATCH: usize = TENANTS * SEARCHES * 20;
