@@ -207,7 +207,8 @@ async fn the_fifty_first_page_of_a_minute_is_refused() {
 
 #[tokio::test]
 async fn a_window_ends_and_the_allowance_is_back() {
-    let window = Duration::from_millis(300);
+    // Two requests must come within this time, also on a busy machine.
+    let window = Duration::from_secs(3);
     let api = Api::start(Options {
         allowance: Allowance {
             client_paginated: 1,
