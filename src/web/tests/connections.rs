@@ -2,13 +2,14 @@
 
 use super::*;
 
-/// Short limits, for tests that wait for them.
+/// Short limits, for tests that wait for them. They are long enough for what a busy machine has to do
+/// within them.
 fn tight() -> Limits {
     Limits {
         connections: 8,
-        head_time: Duration::from_millis(200),
-        idle_time: Duration::from_millis(200),
-        answer_time: Duration::from_millis(200),
+        head_time: Duration::from_secs(1),
+        idle_time: Duration::from_secs(1),
+        answer_time: Duration::from_secs(1),
         grace: Duration::from_millis(500),
         ..Limits::default()
     }
