@@ -250,7 +250,7 @@ async fn a_stop_ends_a_delivery_to_a_slow_journald_and_the_rest_waits() {
         // The queue holds less than that.
         receiver.receive();
         orders.send_replace(Order::Stop);
-        let timeout = Some(Duration::from_millis(500));
+        let timeout = Some(Duration::from_secs(3));
         receiver.socket.set_read_timeout(timeout).unwrap();
         let rest = std::iter::from_fn(|| receiver.socket.recv(&mut [0; 1]).ok());
         1 + rest.count()
@@ -279,7 +279,8 @@ fn a_backlog_goes_out_in_few_batches_and_a_lone_event_at_once() {
         batches.push(progress.settled);
         waiting = &waiting[progress.settled..];
     }
-    assert!(matches!(batches.len(), 2 | 3), "{batches:?}");
+    // All of them at once, if a busy machine slept for too long.
+    assert!(batches.len() <= 3, "{batches:?}");
     // The sink begins with nothing allowed.
     assert!(began.elapsed().as_secs_f64() > 0.99 * 300.0 / PER_SECOND);
     let began = Instant::now();

@@ -414,7 +414,7 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
     let address = listener.local_addr().unwrap();
     let options = otlp(
         format!("http://user:hunter2@{address}/v1/logs?token=hunter2"),
-        Duration::from_millis(100),
+        Duration::from_secs(1),
     );
     let mut otlp = Otlp::new(&options).unwrap();
     // The server first accepts the connection without an answer; then it is gone.
@@ -424,7 +424,7 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
         let error = progress.error.unwrap();
         assert!(!error.is_fatal());
         let text = crate::error_chain::chain(&error);
-        assert_eq!(text, "the receiver did not answer within 100ms");
+        assert_eq!(text, "the receiver did not answer within 1s");
     }
     drop(listener);
     let mut otlp = Otlp::new(&options).unwrap();
@@ -507,7 +507,9 @@ async fn a_host_that_takes_no_connection_is_given_up_before_the_whole_time_is_ov
         assert!(queue.len() < 100, "it takes every connection");
     }
     let minute = Duration::from_secs(60);
-    for (limit, timeout) in [(limit, minute), (minute, limit)] {
+    // A quarter of the whole time is left then. A busy machine must notice that in time.
+    let four = Duration::from_secs(4);
+    for (limit, timeout) in [(limit, minute), (minute, four)] {
         let options = otlp(format!("http://{address}/v1/logs"), timeout);
         let mut otlp = Otlp::new(&options).unwrap();
         otlp.receiver = Receiver::connecting_within(limit, &options).unwrap();
