@@ -827,7 +827,7 @@ pub(super) async fn the_page_shows_only_searches_that_are_held(options: Options)
 pub(super) async fn in_what_trouble_it_is_to_begin_with_is_told_once(options: Options) {
     let store = Store::open(&options).await.unwrap();
     let mut trouble = store.trouble();
-    let told = tokio::time::timeout(Duration::from_secs(1), trouble.changed());
+    let told = tokio::time::timeout(Duration::from_secs(60), trouble.changed());
     told.await.unwrap().unwrap();
     assert_eq!(*trouble.borrow_and_update(), None);
     let later = tokio::time::timeout(Duration::from_millis(100), trouble.changed());

@@ -867,7 +867,7 @@ async fn the_oldest_event_is_found_in_whichever_search_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
     let url = server::shared().fresh();
-    let lease = Duration::from_secs(3);
+    let lease = Duration::from_secs(5);
     let store = open(&url, "node", lease).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     let (other, locked, mut lock) = one_of_two_locked(&store).await;

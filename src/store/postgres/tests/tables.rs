@@ -186,7 +186,8 @@ async fn tables_that_are_gone_and_not_restored_are_made_anew() {
     };
     assert!(gone.elapsed() >= lease * 4, "nobody can restore them");
     assert_ne!(held, before.held);
-    assert_eq!(sql(&url, "SELECT journal_end FROM search"), "2");
+    // It is more, if a commit was done whose answer came too late.
+    assert_eq!(sql(&url, "SELECT journal_end >= 2 FROM search"), "t");
     assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
     store.close().await;
 }

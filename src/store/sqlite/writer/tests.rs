@@ -488,7 +488,8 @@ fn what_was_delivered_is_removed_step_by_step() {
     for faults in [2, 0] {
         let (commands, mut queue) = mpsc::channel(1);
         let closing = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(500));
+            // Long enough for all steps on a busy machine.
+            thread::sleep(Duration::from_secs(2));
             drop(commands);
         });
         assert!(bench.writer.next(&mut queue).is_none());
