@@ -13,7 +13,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 use super::*;
@@ -250,10 +250,12 @@ fn days_from_now(days: i64) -> (i32, u8, u8) {
     (i32::from(date.year()), month, day)
 }
 
-/// Returns an address at which nobody listens: its port was just given back.
+/// Returns an address at which nobody listens. Its port is given to nobody as long as the process
+/// runs.
 fn closed() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    let kept = Box::leak(Box::new(TcpSocket::new_v4().unwrap()));
+    kept.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    kept.local_addr().unwrap()
 }
 
 #[tokio::test]
