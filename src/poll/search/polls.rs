@@ -467,8 +467,9 @@ mod tests {
         let said = lines
             .iter()
             .filter(|line| line.contains("polling works again"));
+        // On a busy machine, some seconds come on top.
         let failures: Vec<_> = said
-            .map(|line| line.contains("failures=3 after=3m"))
+            .map(|line| line.contains("failures=3 ") && line.contains("3m"))
             .collect();
         assert_eq!(failures, [true], "{lines:?}");
     }
