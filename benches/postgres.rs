@@ -22,6 +22,8 @@ use tokio::time::{Instant, sleep};
 
 #[path = "support/events.rs"]
 mod events;
+#[path = "../tests/support/ports.rs"]
+mod ports;
 #[path = "../tests/support/postgres.rs"]
 mod postgres;
 #[path = "support/report.rs"]

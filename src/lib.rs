@@ -35,6 +35,9 @@ mod paths;
 mod pem;
 mod plain;
 pub mod poll;
+#[cfg(test)]
+#[path = "../tests/support/ports.rs"]
+mod ports;
 mod proxy;
 mod reading;
 pub mod record;

@@ -6,6 +6,8 @@
     reason = "a test that cannot go on stops"
 )]
 
+#[path = "support/ports.rs"]
+mod ports;
 #[path = "support/postgres.rs"]
 mod postgres;
 
@@ -296,8 +298,7 @@ async fn a_count_costs_one_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_of_the_environment_is_named_where_it_fails_and_a_star_switches_it_off() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
-    // Nobody listens at this address.
-    let gone = "127.0.0.1:9";
+    let (gone, _kept) = ports::keep_a_port();
     let count = || {
         let mut count = program(&simulator, &folder, &["search", "--count"]);
         count.env("HTTP_PROXY", format!("http://me:hunter2@{gone}"));

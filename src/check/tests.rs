@@ -13,7 +13,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
 };
 
 use super::*;
@@ -23,6 +23,7 @@ use crate::{
     identity::Tenant,
     opsramp::{self, ProxyUrl},
     poll::SearchOptions,
+    ports::keep_a_port,
     secret::{Secret, SecretSource},
     simulator::{
         Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule, Options,
@@ -250,14 +251,6 @@ fn days_from_now(days: i64) -> (i32, u8, u8) {
     (i32::from(date.year()), month, day)
 }
 
-/// Returns an address at which nobody listens. Its port is given to nobody as long as the process
-/// runs.
-fn closed() -> SocketAddr {
-    let kept = Box::leak(Box::new(TcpSocket::new_v4().unwrap()));
-    kept.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    kept.local_addr().unwrap()
-}
-
 #[tokio::test]
 async fn tls_with_an_authority_of_the_company_passes() {
     let simulator = simulator(|_| {}).await;
@@ -393,7 +386,7 @@ async fn plain_http_where_https_is_expected_is_named() {
 
 #[tokio::test]
 async fn a_closed_port_is_named_and_the_rest_is_skipped() {
-    let address = closed();
+    let (address, _kept) = keep_a_port();
     let setup = Setup::new(&format!("http://{address}"), |_| {});
     let (passed, text) = setup.check().await;
     assert!(!passed);
@@ -425,7 +418,8 @@ async fn a_name_without_an_address_is_named() {
 
 #[tokio::test]
 async fn a_proxy_that_cannot_be_reached_is_what_the_advice_is_about() {
-    for proxy in ["no-such-proxy.invalid:1", &closed().to_string()] {
+    let (closed, _kept) = keep_a_port();
+    for proxy in ["no-such-proxy.invalid:1", &closed.to_string()] {
         let setup = Setup::new("https://api.example", |options| {
             let url = Secret::new(format!("http://{proxy}"));
             options.proxy_url = Some(ProxyUrl(url));
@@ -946,10 +940,11 @@ async fn sinks_that_cannot_work_are_named() {
             format: crate::deliver::Format::Json,
         },
     };
+    let (closed, _kept) = keep_a_port();
     for (sink, told, advice) in [
         (file, "cannot be written to", "create the folder"),
         (
-            sink_to(&format!("http://{}", closed())),
+            sink_to(&format!("http://{closed}")),
             "refused",
             "look whether the receiver runs",
         ),

@@ -8,9 +8,12 @@ use opsramp_exporter::simulator::{
 };
 use serde_json::json;
 
-use crate::exporter::{
-    Exporter, Metrics, Place, SECRET, binary, command, eventually, http_client, keep_a_port,
-    needed, opsramp, opsramp_at, opsramp_with,
+use crate::{
+    exporter::{
+        Exporter, Metrics, Place, SECRET, binary, command, eventually, http_client, needed,
+        opsramp, opsramp_at, opsramp_with,
+    },
+    ports::keep_a_port,
 };
 
 /// More than a page, so that other requests than the first page can fail, too.

@@ -12,6 +12,8 @@ mod events;
 #[path = "../support/exporter.rs"]
 mod exporter;
 mod failures;
+#[path = "../support/ports.rs"]
+mod ports;
 mod reload;
 mod secure;
 mod service_manager;

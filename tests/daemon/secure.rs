@@ -14,8 +14,9 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use crate::exporter::{
-    Ended, Exporter, PATIENCE, Place, binary, command, eventually, keep_a_port, needed, opsramp,
+use crate::{
+    exporter::{Ended, Exporter, PATIENCE, Place, binary, command, eventually, needed, opsramp},
+    ports::keep_a_port,
 };
 
 const PASSWORD: &str = "correct horse";

@@ -409,11 +409,24 @@ async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
     assert!(reasons.all(|reason| reason == "unknown"));
 }
 
+/// How many own pages are asked for at once.
+const AT_ONCE: u64 = 8;
+
+/// How many own pages have been asked for. The simulator counts a request that hangs only when it
+/// notices that nobody waits for it any more, so this waits until it has counted as many as the
+/// exporter.
+async fn own_pages_asked(simulator: &Simulator, exporter: &Exporter) -> u64 {
+    let asked = || simulator.requests().count(Endpoint::Alert);
+    let told =
+        || exporter.sample("opsramp_api_requests_total{account=\"default\",endpoint=\"alert\"");
+    eventually("all is counted", || async { told() == asked() as f64 }).await;
+    asked()
+}
+
 /// A request for an alert's own page is counted in the metrics, also if nobody waits for it any
 /// more. A page that would come too late is not asked for.
 #[tokio::test(flavor = "multi_thread")]
 async fn own_pages_that_would_come_too_late_are_not_asked_for() {
-    const AT_ONCE: u64 = 8;
     let simulator = start(world(0)).await;
     let mut plan = plan(&simulator.url());
     plan.fetch_details = true;
@@ -422,19 +435,14 @@ async fn own_pages_that_would_come_too_late_are_not_asked_for() {
     exporter.wait_until_complete().await;
     simulator
         .inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert));
-    let asked = || simulator.requests().count(Endpoint::Alert);
-    let told =
-        || exporter.sample("opsramp_api_requests_total{account=\"default\",endpoint=\"alert\"");
     let ids = simulator.open_many(DEMO_TENANT, 40).unwrap();
     exporter.wait_for("opened", 40).await;
-    eventually("all is counted", || async { told() == asked() as f64 }).await;
     // Fewer, if a busy machine does not get to all of them before they would come too late.
-    let first = asked();
+    let first = own_pages_asked(&simulator, &exporter).await;
     assert!((1..=AT_ONCE).contains(&first), "{first}");
     act_on_all(&simulator, &ids[..20], Action::Close);
     exporter.wait_for("left", 20).await;
-    eventually("all is counted", || async { told() == asked() as f64 }).await;
-    let then = asked() - first;
+    let then = own_pages_asked(&simulator, &exporter).await - first;
     assert!((1..=AT_ONCE).contains(&then), "{then}");
 }
 
@@ -460,7 +468,6 @@ async fn after_a_burst_a_new_alert_still_gets_its_description() {
 /// read has waited in vain, its further pages do not wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_pages_wait_no_longer_for_details_than_one() {
-    const AT_ONCE: u64 = 8;
     // A search without known alerts leaves all further pages to a full read.
     for known in [50, 0] {
         let simulator = start(world(known)).await;
@@ -471,18 +478,13 @@ async fn many_pages_wait_no_longer_for_details_than_one() {
         plan.accounts[0].options.timeout = PATIENCE;
         let exporter = Exporter::start(plan).await;
         exporter.wait_until_complete().await;
-        let asked = || simulator.requests().count(Endpoint::Alert);
-        let told =
-            || exporter.sample("opsramp_api_requests_total{account=\"default\",endpoint=\"alert\"");
-        let before = asked();
+        let before = own_pages_asked(&simulator, &exporter).await;
         simulator.inject(
             FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert),
         );
         simulator.open_many(DEMO_TENANT, 100).unwrap();
         exporter.wait_for("opened", 100).await;
-        // The simulator counts a request when it notices that nobody waits for it any more.
-        eventually("all is counted", || async { told() == asked() as f64 }).await;
-        let asked = asked() - before;
+        let asked = own_pages_asked(&simulator, &exporter).await - before;
         assert!((1..=AT_ONCE).contains(&asked), "{known} known: {asked}");
     }
 }

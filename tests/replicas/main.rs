@@ -12,6 +12,8 @@ mod database;
 #[path = "../support/exporter.rs"]
 mod exporter;
 mod lock;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/postgres.rs"]
 mod postgres;
 #[path = "../support/proxy.rs"]

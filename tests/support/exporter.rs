@@ -24,7 +24,6 @@ use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
-    net::TcpSocket,
     process::{Child, Command},
     sync::watch,
     task::JoinHandle,
@@ -140,15 +139,6 @@ pub(crate) async fn opsramp_at(
     };
     change(&mut options);
     Simulator::start(options, address).await.unwrap()
-}
-
-/// Returns an address at which nobody listens, and what keeps its port from being given to others.
-/// A server that is told to listen there can do so.
-pub(crate) fn keep_a_port() -> (SocketAddr, TcpSocket) {
-    let kept = TcpSocket::new_v4().unwrap();
-    kept.set_reuseaddr(true).unwrap();
-    kept.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    (kept.local_addr().unwrap(), kept)
 }
 
 /// Waits until `holds` returns true.

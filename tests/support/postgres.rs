@@ -9,7 +9,6 @@ use std::{
     ffi::OsString,
     fs,
     io::Write as _,
-    net::Ipv4Addr,
     os::unix::{fs::chown, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -18,6 +17,8 @@ use std::{
 };
 
 use tokio::{net::TcpSocket, time::Instant};
+
+use super::ports::keep_a_port;
 
 /// The user that owns the databases.
 const USER: &str = "exporter";
@@ -151,12 +152,8 @@ impl Cluster {
     fn find_a_port(&mut self) {
         // Another process may take the port before the server does.
         for _ in 0..5 {
-            let kept = TcpSocket::new_v4().unwrap();
-            // With this option on both sockets, the server can listen all the same.
-            kept.set_reuseaddr(true).unwrap();
-            kept.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-            self.port = kept.local_addr().unwrap().port();
-            self.kept = Some(kept);
+            let (address, kept) = keep_a_port();
+            (self.port, self.kept) = (address.port(), Some(kept));
             if self.go_on() {
                 return;
             }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::{connection::Pool, *};
 use crate::{
     error_chain::chain,
+    ports,
     secret::Secret,
     store::{
         Options, Store,
